@@ -1,0 +1,49 @@
+# `make setup` once, then any of the others. Everything lives in .venv; nothing is installed elsewhere.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+NATIVE := $(wildcard CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: setup demo test test-all lint format types imports docs check clean
+
+setup: $(INSTALLED)
+
+# Done again when what is installed changed: dependencies, their pins, or the C++ sources.
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openwork needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt --build-constraint constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/openwork demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+check: lint types imports test docs
+
+clean:
+	rm -rf .venv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,17 @@
+// Building the walk of a CSR matrix, and its transpose. Plain code: it runs once per topology.
+#pragma once
+#include "runs.h"
+
+namespace openwork {
+
+// Fills runs [rows * blocks + run_padding], buckets [part_count][blocks][bucket_count] and parts [part_count + 1], with
+// blocks = max(1, ceil(columns / block)). The first block has a run for every row, also empty ones, so that every output is
+// written; the others leave empty rows out. The CSR arrays must be valid: Python checks them before calling.
+void plan_runs(Address crow, Address col, std::int64_t rows, std::int64_t columns, std::int64_t block,
+               std::int64_t part_count, Address runs, Address buckets, Address parts);
+
+// The CSR arrays of the transposed matrix, and for each of its nonzeros the position in the original order.
+void transpose(Address crow, Address col, std::int64_t rows, std::int64_t columns, Address transposed_crow,
+               Address transposed_col, Address permutation);
+
+}  // namespace openwork

@@ -1,0 +1,49 @@
+// The Python module openwork.kernels._native: one submodule per level this machine can run, all with the same functions.
+#include "binding.h"
+#include "index.h"
+
+namespace nb = nanobind;
+
+namespace openwork {
+namespace {
+
+struct Named {
+  Level level;
+  const char* name;
+  bool supported;
+};
+
+// From plain to rich; the last supported one is the default.
+void levels(Named (&all)[4]) {
+  bool avx2 = false, avx512 = false, bf16 = false;
+#if defined(OPENWORK_X86)
+  __builtin_cpu_init();
+  avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  bf16 = avx512 && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
+#endif
+  all[0] = {Level::portable, "portable", true};
+  all[1] = {Level::avx2, "avx2", avx2};
+  all[2] = {Level::avx512, "avx512", avx512};
+  all[3] = {Level::avx512bf16, "avx512bf16", bf16};
+}
+
+}  // namespace
+}  // namespace openwork
+
+NB_MODULE(_native, m) {
+  using namespace openwork;
+  Named all[4];
+  levels(all);
+  nb::list names;
+  for (const Named& one : all) {
+    if (!one.supported) continue;
+    names.append(one.name);
+    nb::module_ level = m.def_submodule(one.name);
+    for (const Binding* binding = Binding::first; binding; binding = binding->next) binding->define(level, one.level);
+  }
+  m.attr("levels") = nb::tuple(names);
+  m.def("plan_runs", plan_runs, nb::call_guard<nb::gil_scoped_release>());
+  m.def("transpose", transpose, nb::call_guard<nb::gil_scoped_release>());
+}

@@ -1,0 +1,128 @@
+"""Openwork: neural networks with most connections cut away, that still hold.
+
+Importing this page costs nothing: a name is looked up, and torch imported, when it is first used.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+_PUBLIC = {
+    "patterns": ["Block", "FanIn", "Groups", "NM", "Unstructured", "pattern"],
+    "allocation": ["ER", "ERK", "LAMP", "Allocation", "Balanced", "Global", "Pyramid", "Uniform", "UniformPlus"],
+    "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
+    "growth": ["Gradient", "Growth", "Momentum", "Random"],
+    "plan": ["Plan", "plan"],
+    "method": ["Method"],
+    "layouts.csr": ["CSR"],
+    "layouts.linear": ["SparseLinear"],
+    "sparsifier": ["Sparsifier", "attach"],
+    "pruner": ["Pruned", "sparsify_"],
+    "pack": ["Decisions", "pack_"],
+    "storage": ["to_dense_", "to_sparse_"],
+    "files": ["FileError", "export_dense", "inspect", "load", "load_masks", "save"],
+    "train.gmp": ["GMP"],
+    "train.keep_zeros": ["KeepZeros"],
+    "train.rigl": ["RigL"],
+    "train.set": ["SET"],
+    "train.static_random": ["StaticRandom"],
+    "prune.grasp": ["GraSP"],
+    "prune.magnitude": ["Magnitude"],
+    "prune.snip": ["SNIP"],
+    "prune.synflow": ["SynFlow"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604  (all of them are strings)
+
+if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
+    from openwork.allocation import ER as ER
+    from openwork.allocation import ERK as ERK
+    from openwork.allocation import LAMP as LAMP
+    from openwork.allocation import Allocation as Allocation
+    from openwork.allocation import Balanced as Balanced
+    from openwork.allocation import Global as Global
+    from openwork.allocation import Pyramid as Pyramid
+    from openwork.allocation import Uniform as Uniform
+    from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.files import FileError as FileError
+    from openwork.files import export_dense as export_dense
+    from openwork.files import inspect as inspect
+    from openwork.files import load as load
+    from openwork.files import load_masks as load_masks
+    from openwork.files import save as save
+    from openwork.growth import Gradient as Gradient
+    from openwork.growth import Growth as Growth
+    from openwork.growth import Momentum as Momentum
+    from openwork.growth import Random as Random
+    from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.linear import SparseLinear as SparseLinear
+    from openwork.method import Method as Method
+    from openwork.pack import Decisions as Decisions
+    from openwork.pack import pack_ as pack_
+    from openwork.patterns import NM as NM
+    from openwork.patterns import Block as Block
+    from openwork.patterns import FanIn as FanIn
+    from openwork.patterns import Groups as Groups
+    from openwork.patterns import Unstructured as Unstructured
+    from openwork.patterns import pattern as pattern
+    from openwork.plan import Plan as Plan
+    from openwork.plan import plan as plan
+    from openwork.prune.grasp import GraSP as GraSP
+    from openwork.prune.magnitude import Magnitude as Magnitude
+    from openwork.prune.snip import SNIP as SNIP
+    from openwork.prune.synflow import SynFlow as SynFlow
+    from openwork.pruner import Pruned as Pruned
+    from openwork.pruner import sparsify_ as sparsify_
+    from openwork.schedules import Cosine as Cosine
+    from openwork.schedules import Linear as Linear
+    from openwork.schedules import OneShot as OneShot
+    from openwork.schedules import Polynomial as Polynomial
+    from openwork.schedules import Schedule as Schedule
+    from openwork.sparsifier import Sparsifier as Sparsifier
+    from openwork.sparsifier import attach as attach
+    from openwork.storage import to_dense_ as to_dense_
+    from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.train.gmp import GMP as GMP
+    from openwork.train.keep_zeros import KeepZeros as KeepZeros
+    from openwork.train.rigl import RigL as RigL
+    from openwork.train.set import SET as SET
+    from openwork.train.static_random import StaticRandom as StaticRandom
+
+    __version__: str
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
+    if name not in _HOME:
+        raise AttributeError(f"module 'openwork' has no attribute {name!r}", name=name, obj=_this)
+    value: object = getattr(import_module(f"openwork.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("openwork")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+uninstalled"
+
+
+class _VerbsFirst(ModuleType):
+    """Keeps ``openwork.plan`` the verb: importing the page of that name would put the page in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+_this = sys.modules[__name__]
+_this.__class__ = _VerbsFirst

@@ -1,0 +1,16 @@
+"""Save and load: one safetensors file with a JSON header, readable without openwork.
+
+- :mod:`openwork.files.header`: what the JSON says, and the error every unreadable file ends in.
+- :mod:`openwork.files.container`: the safetensors file itself: written whole or not at all, checked before
+  it is believed.
+- :mod:`openwork.files.names`: a model seen under its plain names, whatever stores its weights.
+- :mod:`openwork.files.writing`, :mod:`openwork.files.reading`: :func:`save` and :func:`load`.
+- :mod:`openwork.files.report`: :func:`inspect`.
+"""
+
+from openwork.files.header import FileError
+from openwork.files.reading import load, load_masks
+from openwork.files.report import Report, inspect
+from openwork.files.writing import export_dense, save
+
+__all__ = ["FileError", "Report", "export_dense", "inspect", "load", "load_masks", "save"]

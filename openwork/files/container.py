@@ -1,0 +1,118 @@
+"""The safetensors file itself: written whole or not at all, and checked before it is believed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openwork.files.header import FileError
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class Container(NamedTuple):
+    """An open file: its metadata, and the dtype and shape of each array, none of which has been read yet."""
+
+    where: str
+    nbytes: int
+    metadata: Mapping[str, str]
+    arrays: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]
+    handle: safe_open
+
+    def read(self, key: str) -> Tensor:
+        """One array, in memory of its own: what was checked must not change with the file."""
+        tensor: Tensor = self.handle.get_tensor(key)  # type: ignore[no-untyped-call]
+        return tensor.clone()
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
+    """Open a safetensors file, whose table of arrays is proven to fit its size before anything is allocated.
+
+    Raises:
+        FileError: there is no such file, or it is not a safetensors file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise FileError(f"{path}: not a file; name the .safetensors file itself")
+    try:
+        with safe_open(path, "pt") as handle:
+            arrays = {}
+            for key in handle.keys():  # noqa: SIM118  (not a mapping)
+                view = handle.get_slice(key)
+                arrays[key] = _DTYPES.get(view.get_dtype()), tuple(view.get_shape())
+            yield Container(str(path), path.stat().st_size, handle.metadata() or {}, arrays, handle)
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from error
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name beside ``path``; move it there once it is on disk.
+
+    Args:
+        path: of the file; a link is followed.
+        arrays: on the CPU.
+        metadata: text by name.
+
+    Raises:
+        FileError: it could not be written; whatever was at ``path`` is still there, whole.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise FileError(f"{path}: this is a folder; add a file name, such as {path / 'model.safetensors'}")
+    temporary = path.with_name(f".openwork-{secrets.token_hex(8)}.tmp")
+    try:
+        save_file(_separate(arrays), temporary, dict(metadata))
+        _flush(temporary)
+        temporary.replace(path)
+    except (SafetensorError, OSError) as error:
+        size = sum(array.nbytes for array in arrays.values())
+        raise FileError(
+            f"{path}: could not write {size} bytes ({error}); is the folder writable, and has the disk room? "
+            "What was there before is untouched"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # some file systems cannot; the file itself is safe already
+        _flush(path.parent)
+
+
+def _separate(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous arrays, each in a storage of its own, as the format asks for; copied only where needed."""
+    separate, storages = {}, set()
+    for key, array in arrays.items():
+        array = array.contiguous()
+        storage = array.untyped_storage()
+        if storage.nbytes() != array.nbytes or storage.data_ptr() in storages:
+            array = array.clone()
+        storages.add(array.untyped_storage().data_ptr())
+        separate[key] = array
+    return separate
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on disk and not only on their way."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

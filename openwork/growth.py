@@ -1,0 +1,216 @@
+"""Where new connections go.
+
+Growth looks at the places left free by the survivors of a drop and fills as many as were vacated. :class:`Random` needs
+nothing but a generator (SET); :class:`Gradient` takes the places whose dense gradient is largest (RigL); :class:`Momentum`
+takes a dense momentum instead (sparse momentum). All of them work in memory of the size of the kept connections plus one tile of scores, and
+return the same places whether the weight is stored densely or not.
+
+Places are numbered as in :class:`openwork.patterns.Grid`: place ``a`` is competitor ``a % competitors`` of row
+``a // competitors``. ``taken`` is always a sorted int64 tensor of places that are not free.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from openwork.patterns import Grid, top_k
+
+Tile = tuple[int, Tensor]
+"""The scores ``[n]`` of ``n`` consecutive places, and the number of the first of them. A tile holds whole rows, or a part of
+the only row."""
+
+
+class Site(Protocol):
+    """What growth may ask of the connections of one parameter."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def gradient_tiles(self) -> Iterator[Tile]:
+        """``|dense gradient|`` of the places, tile by tile."""
+
+    def momentum_tiles(self) -> Iterator[Tile]:
+        """``|dense momentum|`` of the places, tile by tile."""
+
+
+class Growth(ABC):
+    """A rule for new connections. Values are small, frozen, printable and comparable."""
+
+    needs: frozenset[str] = frozenset()
+    """What must be at hand at an update: ``gradient``, ``momentum``."""
+
+    @abstractmethod
+    def places(self, site: Site, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
+        """Choose free places.
+
+        Args:
+            site: the connections of one parameter.
+            taken: sorted places of the survivors.
+            vacant: int64 ``[rows]``, how many places to fill in each row; never more than are free.
+            generator: a CPU generator; the only source of randomness.
+
+        Returns:
+            Sorted int64 places, ``vacant.sum()`` of them, none in ``taken``.
+        """
+
+
+@dataclass(frozen=True)
+class Random(Growth):
+    """Uniform over the free places, without replacement."""
+
+    def places(self, site: Site, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
+        return random_places(site.grid, taken, vacant, generator)
+
+
+class Scored(Growth):
+    """Base of the rules that rank the free places by a score."""
+
+    @abstractmethod
+    def tiles(self, site: Site) -> Iterable[Tile]:
+        """Scores of all places, tile by tile, in order."""
+
+    def places(self, site: Site, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
+        return best_free(self.tiles(site), taken, vacant, site.grid)
+
+
+@dataclass(frozen=True)
+class Gradient(Scored):
+    """The largest ``|dense gradient|``: where a new weight would lower the loss fastest."""
+
+    needs = frozenset({"gradient"})
+
+    def tiles(self, site: Site) -> Iterable[Tile]:
+        return site.gradient_tiles()
+
+
+@dataclass(frozen=True)
+class Momentum(Scored):
+    """The largest ``|dense momentum|``: a gradient smoothed over time. Needs the momentum of connections that do not exist,
+    so it is only possible in masked storage."""
+
+    needs = frozenset({"momentum"})
+
+    def tiles(self, site: Site) -> Iterable[Tile]:
+        return site.momentum_tiles()
+
+
+_NAMED: dict[str, type[Growth]] = {"random": Random, "gradient": Gradient, "momentum": Momentum}
+
+
+def growth(name: str | Growth) -> Growth:
+    """A growth rule by its name: random, gradient, momentum."""
+    if isinstance(name, Growth):
+        return name
+    if name not in _NAMED:
+        raise ValueError(f"unknown growth {name!r}: choose one of {', '.join(_NAMED)}")
+    return _NAMED[name]()
+
+
+def random_places(grid: Grid, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
+    """``vacant[r]`` free places in every row ``r`` of a grid, uniformly; arguments and result as in :meth:`Growth.places`."""
+    if grid.rows == 1:
+        return free_at_random(taken, grid.competitors, int(vacant[0]), generator)
+    return best_free(_random_tiles(grid, generator, taken.device), taken, vacant, grid)
+
+
+def free_at_random(taken: Tensor, places: int, k: int, generator: torch.Generator) -> Tensor:
+    """``k`` distinct free places out of ``places``, uniformly, in memory of the size of ``taken`` and ``k``.
+
+    Args:
+        taken: sorted int64 places that are not free.
+        places: number of places in all.
+        k: how many to draw, at most ``places - len(taken)``.
+
+    Returns:
+        Sorted int64 tensor ``[k]`` on the device of ``taken``.
+    """
+    free = places - taken.numel()
+    if not 0 <= k <= free:
+        raise ValueError(f"cannot grow {k} connections where {free} of {places} places are free")
+    ranks = distinct(free, k, generator).to(taken.device)
+    # Free place number r is r plus the taken places before it; taken[i] - i is how many free places precede taken[i].
+    free_before = taken - torch.arange(taken.numel(), device=taken.device)
+    return ranks + torch.searchsorted(free_before, ranks, right=True)
+
+
+def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """``k`` distinct numbers below ``n``, every set equally likely, sorted, without memory of size ``n`` when ``k`` is small."""
+    if 2 * k >= n:
+        return torch.randperm(n, generator=generator)[:k].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while drawn.numel() < k:
+        # In order of first appearance, so that no number is favoured by its size.
+        more = torch.cat([drawn, torch.randint(n, (k - drawn.numel(),), generator=generator)])
+        drawn = _first_appearances(more)
+    return drawn.sort().values
+
+
+def _first_appearances(numbers: Tensor) -> Tensor:
+    values, inverse = numbers.unique(return_inverse=True)
+    first = torch.full_like(values, numbers.numel()).scatter_reduce_(
+        0, inverse, torch.arange(numbers.numel()), reduce="amin", include_self=True
+    )
+    return numbers[first.sort().values]
+
+
+def best_free(tiles: Iterable[Tile], taken: Tensor, vacant: Tensor, grid: Grid) -> Tensor:
+    """The free places of highest score, tile by tile, ties to the lowest place.
+
+    Args:
+        tiles: scores in order; never changed.
+        taken: sorted int64 places that are not free.
+        vacant: int64 ``[rows]``, how many to take in each row.
+        grid: the competition grid.
+
+    Raises:
+        FloatingPointError: a score is NaN or infinite; nothing has changed then.
+    """
+    if grid.rows == 1:
+        return _best_of_one_row(tiles, taken, int(vacant[0]))
+    chosen = []
+    for first, scores in tiles:
+        free = _free_scores(first, scores, taken).view(-1, grid.competitors)
+        wanted = vacant[first // grid.competitors :][: free.shape[0]].to(free.device)
+        order = free.sort(dim=-1, descending=True, stable=True).indices
+        rank = torch.empty_like(order).scatter_(-1, order, torch.arange(grid.competitors, device=order.device).expand_as(order))
+        chosen.append(first + (rank < wanted.unsqueeze(-1)).flatten().nonzero().flatten())
+    return torch.cat(chosen) if chosen else taken[:0]
+
+
+def _best_of_one_row(tiles: Iterable[Tile], taken: Tensor, k: int) -> Tensor:
+    best_places, best_scores = taken[:0], None
+    for first, scores in tiles:
+        free = _free_scores(first, scores, taken)
+        places = first + torch.arange(free.numel(), device=free.device)
+        if best_scores is not None:
+            free, places = torch.cat([best_scores, free]), torch.cat([best_places, places])
+        # Earlier places come first in the concatenation, so the stable top-k prefers them among equals.
+        chosen = top_k(free, min(k, free.numel()))
+        best_scores, best_places = free[chosen], places[chosen]
+    return best_places
+
+
+def _free_scores(first: int, scores: Tensor, taken: Tensor) -> Tensor:
+    if not bool(scores.isfinite().all()):
+        raise FloatingPointError("the scores that growth ranks hold NaN or infinity")
+    low, high = torch.searchsorted(taken, torch.tensor([first, first + scores.numel()], device=taken.device)).tolist()
+    free = scores.clone()
+    free[taken[low:high] - first] = -torch.inf
+    return free
+
+
+def _random_tiles(grid: Grid, generator: torch.Generator, device: torch.device, size: int = 1 << 20) -> Iterator[Tile]:
+    rows_at_once = max(1, size // grid.competitors)
+    for row in range(0, grid.rows, rows_at_once):
+        rows = min(rows_at_once, grid.rows - row)
+        scores = torch.rand(rows * grid.competitors, generator=generator, dtype=torch.float64)
+        yield row * grid.competitors, scores.to(device)

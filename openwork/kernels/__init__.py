@@ -1,0 +1,20 @@
+"""How a sparse weight is computed: native CPU kernels, each with a plain PyTorch twin in `reference`.
+
+The kernels take plain contiguous tensors and know nothing of modules. They are PyTorch operators
+(`torch.ops.openwork.*`), so autograd and `torch.compile` work through them. A page a kernel:
+
+- `index`: the walk a sparse matrix is computed in, made once per topology (`prepare`)
+- `linear`: `Y = activation(X W^T + b)` and its gradients
+- `tiles`: the same for activations that stay in feature-major tiles
+- `gradient`: the dense gradient, sampled at positions or searched for its largest entries
+- `reference`: what all of these mean
+- `native`: the compiled library and its instruction set levels
+
+Inputs must be finite only where they matter: a pruned connection is never touched, so NaN or infinity in an
+input reaches only the outputs that are connected to it (a dense product would give `0 * nan = nan`
+everywhere).
+"""
+
+from openwork.kernels.native import isa
+
+__all__ = ["isa"]

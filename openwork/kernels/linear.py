@@ -1,0 +1,290 @@
+"""Linear layers with a sparse weight: `Y = activation(X W^T + b)`, `dX = dY W`, and `dW` at the kept weights
+only.
+
+Two operators are enough, because they are closed under differentiation: the gradient of `sparse_linear` with
+respect to X is `sparse_linear` on the transposed matrix, with respect to the values it is `weight_gradient`,
+whose own gradients are `sparse_linear` again. No array of the dense shape is ever made.
+
+Each output is one chain of fused multiply-adds in ascending column order and each weight's gradient is summed
+over the batch in order, by one thread: results have the same bits for every number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openwork.kernels import native, reference
+from openwork.kernels.index import ALIGNMENT, PERMUTED, TILE_WIDTH, Prepared, prepare
+
+__all__ = ["ACTIVATIONS", "Prepared", "prepare", "sparse_linear", "weight_gradient"]
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+"""Activations that can be fused (activation.h has the same order)."""
+
+_library = torch.library.Library("openwork", "FRAGMENT")
+_library.define(
+    "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] walk, Tensor[] transposed, SymInt outputs,"
+    " str activation) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "weight_gradient(Tensor x, Tensor dy, Tensor[] walk, Tensor[] transposed) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def sparse_linear(
+    x: Tensor, values: Tensor, prepared: Prepared, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """`activation(x W^T + bias)` for the sparse W of `values` at the topology of `prepared`.
+
+    float32 on the CPU runs natively, anything else through `reference.sparse_linear`. Differentiable in x,
+    values and bias, twice.
+
+    Args:
+        x: [..., inputs]; any strides, any number of leading dimensions.
+        values: [kept], in CSR order.
+        prepared: the topology, from `prepare(crow, col, (outputs, inputs))`.
+        bias: [outputs].
+        activation: `none`, `relu`, `gelu` (exact), `gelu_tanh` or `silu`.
+
+    Returns:
+        [..., outputs], contiguous.
+
+    Raises:
+        ValueError: shapes do not fit, or an unknown activation.
+    """
+    outputs, inputs = prepared.shape
+    check_linear(x, inputs, outputs, bias, activation)
+    check_values(values, prepared)
+    if not is_native(x, values, bias):
+        return reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
+    rows = x.reshape(x.shape[:-1].numel(), inputs)
+    return differentiable(rows, values, prepared, bias, activation).view(*x.shape[:-1], outputs)
+
+
+def differentiable(
+    x: Tensor, values: Tensor, prepared: Prepared, bias: Tensor | None, activation: str
+) -> Tensor:
+    """The operator with what its gradient will need; x [batch, inputs] or tiles."""
+    training = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, values, bias)
+    )
+    transposed = prepared.transposed if training and x.requires_grad else []
+    # Smooth activations need their argument again in backward: when training, keeping it is cheaper than
+    # recomputing it.
+    fused = "none" if training and activation not in ("none", "relu") else activation
+    y: Tensor = torch.ops.openwork.sparse_linear(
+        x, values, bias, prepared.walk, transposed, prepared.shape[0], fused
+    )
+    return y if fused == activation else reference.activate(y, activation)
+
+
+def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
+    """`(dy^T x)` at the nonzeros of `prepared`, in CSR order.
+
+    Args:
+        x: [batch, inputs].
+        dy: [batch, outputs].
+
+    Returns:
+        [kept].
+    """
+    outputs, inputs = prepared.shape
+    if (
+        x.dim() != 2
+        or dy.dim() != 2
+        or x.shape[0] != dy.shape[0]
+        or x.shape[1] != inputs
+        or dy.shape[1] != outputs
+    ):
+        raise ValueError(
+            f"x must be [batch, {inputs}] and dy [batch, {outputs}], "
+            f"found {list(x.shape)} and {list(dy.shape)}."
+        )
+    if not is_native(x, dy):
+        return reference.weight_gradient(x, dy, prepared.positions)
+    transposed = prepared.transposed if torch.is_grad_enabled() and x.requires_grad else []
+    gradient: Tensor = torch.ops.openwork.weight_gradient(x, dy, prepared.walk, transposed)
+    return gradient
+
+
+def is_native(*tensors: Tensor | None) -> bool:
+    """Whether the native kernels compute with these tensors: float32 on the CPU."""
+    return native.enabled() and all(
+        tensor is None or (tensor.dtype == torch.float32 and tensor.device.type == "cpu")
+        for tensor in tensors
+    )
+
+
+def check_linear(x: Tensor, inputs: int, outputs: int, bias: Tensor | None, activation: str) -> None:
+    """Raise ValueError unless x is [..., inputs], bias [outputs] and the activation known."""
+    if x.dim() == 0 or x.shape[-1] != inputs:
+        raise ValueError(
+            f"x must be [..., {inputs}] for a {outputs} x {inputs} weight, found {list(x.shape)}."
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != outputs):
+        raise ValueError(f"bias must be [{outputs}], found {list(bias.shape)}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}.")
+
+
+def check_values(values: Tensor, prepared: Prepared) -> None:
+    """Raise ValueError unless there is one value for each kept weight."""
+    if values.dim() != 1 or values.shape[0] != prepared.kept:
+        raise ValueError(
+            f"values must be [{prepared.kept}], one for each kept weight, found {list(values.shape)}."
+        )
+
+
+# The operators. A walk is [col, runs, buckets, parts], and [..., permutation] if it is that of the transposed
+# matrix: `index.Prepared`. Of the two walks of an operator the first is the matrix to multiply with; the
+# other is there for the gradient.
+
+
+# Activations are row-major [batch, features], or feature-major tiles [tiles, features, 64] (page `tiles`):
+# axis 1 is the features in both.
+
+
+def _sparse_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    outputs: int,
+    activation: str,
+) -> Tensor:
+    return run_linear(x, walk, outputs, values=values, bias=bias, activation=activation)
+
+
+def run_linear(
+    x: Tensor,
+    walk: list[Tensor],
+    outputs: int,
+    *,
+    values: Tensor | None = None,
+    words: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """The native forward kernel, with the weights as values or as a woven stream."""
+    col, runs, buckets, parts, *permutation = walk
+    x = laid_out(x)
+    values = None if values is None else values.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = x.new_empty(x.shape[0], outputs, *x.shape[2:])
+    batch, inputs, tiled = _sizes(x)
+    native.kernels().sparse_linear(
+        x.data_ptr(), y.data_ptr(), batch, inputs, outputs, _address(words), _address(values),
+        _address(*permutation), _address(bias), ACTIVATIONS.index(activation), col.data_ptr(), col.numel(),
+        runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0], buckets.shape[1], tiled,
+        native.threads((col.numel() + inputs + outputs) * batch),
+    )  # fmt: skip
+    return y
+
+
+def _weight_gradient(x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor]) -> Tensor:
+    if (
+        len(walk) == PERMUTED
+    ):  # the same numbers, from the matrix whose nonzeros are in the order of the values
+        x, dy, walk = dy, x, transposed
+    col, runs, buckets, parts = walk
+    x, dy = laid_out(x), laid_out(dy)
+    batch, inputs, tiled = _sizes(x)
+    gradient = x.new_empty(col.numel()) if batch else x.new_zeros(col.numel())
+    native.kernels().weight_gradient(
+        x.data_ptr(), dy.data_ptr(), batch, inputs, dy.shape[1], gradient.data_ptr(), col.data_ptr(),
+        runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0], buckets.shape[1], tiled,
+        native.threads((col.numel() + inputs + dy.shape[1]) * batch),
+    )  # fmt: skip
+    return gradient
+
+
+def _sizes(x: Tensor) -> tuple[int, int, bool]:
+    """(batch, features, whether x is tiles)."""
+    tiled = x.dim() == 3
+    return x.shape[0] * (TILE_WIDTH if tiled else 1), x.shape[1], tiled
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """`x` as the kernels read it: contiguous, tiles also aligned to a cache line."""
+    x = x.contiguous()
+    return x.clone() if x.dim() == 3 and x.data_ptr() % ALIGNMENT else x
+
+
+def _address(tensor: Tensor | None = None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, walk, transposed, outputs, activation = inputs
+    ctx.save_for_backward(x, values, bias, output if activation == "relu" else None, *walk, *transposed)
+    ctx.walk_length = len(walk)
+    ctx.outputs, ctx.activation = outputs, activation
+
+
+def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    x, values, bias, y, *indices = ctx.saved_tensors
+    walk, transposed = indices[: ctx.walk_length], indices[ctx.walk_length :]
+    dx = dvalues = dbias = None
+    if ctx.activation == "relu":
+        dy = dy * (y > 0)
+    elif ctx.activation != "none":
+        z = torch.ops.openwork.sparse_linear(x, values, bias, walk, transposed, ctx.outputs, "none")
+        with torch.enable_grad():
+            argument = z.detach().requires_grad_()
+            (dy,) = torch.autograd.grad(reference.activate(argument, ctx.activation), argument, dy)
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.openwork.sparse_linear(dy, values, None, transposed, walk, x.shape[1], "none")
+    if ctx.needs_input_grad[1]:
+        dvalues = torch.ops.openwork.weight_gradient(x, dy, walk, transposed)
+    if ctx.needs_input_grad[2]:
+        dbias = dy.sum([axis for axis in range(dy.dim()) if axis != 1])
+    return dx, dvalues, dbias, [None] * ctx.walk_length, [None] * len(transposed), None, None
+
+
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, dy, walk, transposed = inputs
+    ctx.save_for_backward(x, dy, *walk, *transposed)
+    ctx.walk_length = len(walk)
+
+
+def _gradient_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    x, dy, *indices = ctx.saved_tensors
+    walk, transposed = indices[: ctx.walk_length], indices[ctx.walk_length :]
+    dx = ddy = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.openwork.sparse_linear(dy, upstream, None, transposed, walk, x.shape[1], "none")
+    if ctx.needs_input_grad[1]:
+        ddy = torch.ops.openwork.sparse_linear(x, upstream, None, walk, transposed, dy.shape[1], "none")
+    return dx, ddy, [None] * ctx.walk_length, [None] * len(transposed)
+
+
+def _linear_fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    outputs: int,
+    activation: str,
+) -> Tensor:
+    return x.new_empty(x.shape[0], outputs, *x.shape[2:])
+
+
+def _gradient_fake(x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor]) -> Tensor:
+    return x.new_empty(walk[0].numel())
+
+
+_library.impl("sparse_linear", _sparse_linear, "CPU")
+_library.impl("weight_gradient", _weight_gradient, "CPU")
+for _name, _fake, _save, _backward in (
+    ("openwork::sparse_linear", _linear_fake, _save_linear, _linear_backward),
+    ("openwork::weight_gradient", _gradient_fake, _save_gradient, _gradient_backward),
+):
+    torch.library.register_fake(_name, _fake, lib=_library)
+    torch.library.register_autograd(_name, _backward, setup_context=_save, lib=_library)

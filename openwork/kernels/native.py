@@ -1,0 +1,109 @@
+"""The compiled kernels, and which of their instruction set levels is in use.
+
+Two environment variables, read once:
+
+- `OPENWORK_ISA`: a level (`portable`, `avx2`, `avx512`, `avx512bf16`) instead of the richest the machine has.
+- `OPENWORK_NATIVE=0`: compute everything with `openwork.kernels.reference`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch  # before the native module, so that both use the OpenMP runtime that torch brings
+
+LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
+
+
+def _asked_for_native() -> bool:
+    asked = os.environ.get("OPENWORK_NATIVE", "1")
+    if asked not in ("0", "1"):
+        raise ValueError(f"OPENWORK_NATIVE={asked!r} is not understood: use 1 (native) or 0 (plain PyTorch).")
+    return asked == "1"
+
+
+_ENABLED = _asked_for_native()
+
+
+def enabled() -> bool:
+    """Whether float32 CPU tensors are computed natively. False only if OPENWORK_NATIVE=0 asks for it."""
+    return _ENABLED
+
+
+@cache
+def library() -> ModuleType:
+    """The native module.
+
+    Raises:
+        ImportError: it was not built or does not load. There is no silent fall-back to slow code.
+    """
+    try:
+        module = importlib.import_module("openwork.kernels._native")
+    except ImportError as error:
+        raise ImportError(
+            f"The native kernels of openwork did not load ({error}). They are compiled when installed: "
+            "run `pip install openwork`, or in a checkout `pip install -e .`, with a C++20 compiler at hand. "
+            "To compute with plain PyTorch instead, which is slow, set OPENWORK_NATIVE=0."
+        ) from error
+    runtimes = openmp_runtimes()
+    if len(runtimes) > 1:
+        warnings.warn(
+            f"{len(runtimes)} OpenMP runtimes are loaded ({', '.join(sorted(runtimes))}): "
+            "their threads fight for the cores and parallel code may be many times slower. Import torch first, "
+            "before other native libraries.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return module
+
+
+@cache
+def isa() -> str:
+    """The level in use: `portable`, `avx2`, `avx512` or `avx512bf16`; `reference` if OPENWORK_NATIVE=0.
+
+    Raises:
+        ValueError: OPENWORK_ISA names a level that does not exist or that this machine cannot run.
+    """
+    if not enabled():
+        return "reference"
+    available: tuple[str, ...] = library().levels
+    asked = os.environ.get("OPENWORK_ISA")
+    if asked is None:
+        return available[-1]
+    if asked not in LEVELS:
+        raise ValueError(f"OPENWORK_ISA={asked!r} is not a level; the levels are {', '.join(LEVELS)}.")
+    if asked not in available:
+        raise ValueError(
+            f"OPENWORK_ISA={asked!r} asks for instructions this machine does not have; it runs "
+            f"{', '.join(available)}. Unset OPENWORK_ISA to use the best of these."
+        )
+    return asked
+
+
+@cache
+def kernels() -> ModuleType:
+    """The kernels of the level in use. Arguments are addresses and sizes; see the pages in csrc/kernels/."""
+    return getattr(library(), isa())  # type: ignore[no-any-return]
+
+
+def openmp_runtimes() -> set[str]:
+    """Files of the OpenMP runtimes mapped into this process (Linux; empty elsewhere)."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return set()
+    files = {line[line.index("/") :] for line in maps.read_text().splitlines() if "/" in line}
+    return {file for file in files if Path(file).name.startswith(("libgomp", "libomp", "libiomp"))}
+
+
+def threads(work: int) -> int:
+    """Threads worth using for `work` multiply-adds: PyTorch's setting, or one if waking more costs more."""
+    return 1 if work < SERIAL_WORK else torch.get_num_threads()
+
+
+SERIAL_WORK = 100_000
+"""About two microseconds of one core; below, a parallel region costs more than it saves."""

@@ -1,0 +1,86 @@
+"""A topology in CSR form, checked once at the border: after this, no kernel looks for bad indices again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SIZE_LIMIT = 2**26 - 1
+"""Rows and columns: a word of the weight stream holds 64 times the column in 32 bits (csrc/stream.h)."""
+
+KEPT_LIMIT = 2**31 - 2**20
+"""Nonzeros: positions are int32, with some room for the padding between the parts of a weight stream."""
+
+
+def validate(crow: Tensor, col: Tensor, shape: tuple[int, int], name: str) -> None:
+    """Raise unless (crow, col) is a CSR topology of `shape` whose every index is in range.
+
+    Args:
+        crow: int32 [rows + 1] row pointers, from 0 to the number of nonzeros.
+        col: int32 [kept] columns, strictly ascending in each row.
+        shape: (rows, columns).
+        name: what to call the matrix in errors.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: not a valid CSR topology, or too large for 32-bit indices.
+    """
+    rows, columns = shape
+    for label, tensor in (("crow", crow), ("col", col)):
+        if tensor.dtype != torch.int32:
+            raise TypeError(
+                f"{name}: {label} must be int32, found {tensor.dtype}. Convert it with .to(torch.int32)."
+            )
+        if tensor.dim() != 1:
+            raise ValueError(f"{name}: {label} must have one dimension, found {list(tensor.shape)}.")
+    if not (0 <= rows <= SIZE_LIMIT and 0 <= columns <= SIZE_LIMIT):
+        raise ValueError(f"{name}: {rows} x {columns} is not possible; sizes must be 0 ... {SIZE_LIMIT}.")
+    if crow.device != col.device:
+        raise ValueError(
+            f"{name}: crow is on {crow.device} and col on {col.device}; move them to one device."
+        )
+    if crow.numel() != rows + 1:
+        raise ValueError(f"{name}: crow must have rows + 1 = {rows + 1} entries, found {crow.numel()}.")
+    kept = col.numel()
+    if kept > KEPT_LIMIT:
+        raise ValueError(f"{name}: {kept} nonzeros are more than int32 positions allow; split the matrix.")
+    first, last = int(crow[0]), int(crow[-1])
+    if (first, last) != (0, kept):
+        raise ValueError(
+            f"{name}: crow must go from 0 to the {kept} nonzeros of col, found {first} to {last}."
+        )
+    falls = torch.nonzero(crow[1:] < crow[:-1])
+    if falls.numel():
+        row = int(falls[0])
+        raise ValueError(
+            f"{name}: crow must not decrease, found {int(crow[row])} then {int(crow[row + 1])} at row {row}."
+        )
+    if kept:
+        _validate_columns(crow, col, columns, name)
+
+
+def _validate_columns(crow: Tensor, col: Tensor, columns: int, name: str) -> None:
+    low, high = int(col.min()), int(col.max())
+    if low < 0 or high >= columns:
+        raise ValueError(f"{name}: columns must be 0 ... {columns - 1}, found {low} ... {high}.")
+    ascending = col[1:] > col[:-1]
+    starts = crow[1:-1].long()
+    ascending[starts[(starts > 0) & (starts < col.numel())] - 1] = True  # a new row may start anywhere
+    if not bool(ascending.all()):
+        entry = int(torch.nonzero(~ascending)[0]) + 1
+        raise ValueError(
+            f"{name}: row {int(row_of(crow, col)[entry])} has column {int(col[entry])} after "
+            f"{int(col[entry - 1])}; "
+            "columns must be ascending without repeats in each row. Sort them, values too, and merge repeats."
+        )
+
+
+def row_of(crow: Tensor, col: Tensor) -> Tensor:
+    """The row of each nonzero, int64 [kept]."""
+    rows = torch.arange(crow.numel() - 1, device=crow.device)
+    return torch.repeat_interleave(rows, (crow[1:] - crow[:-1]).long(), output_size=col.numel())
+
+
+def flat_positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
+    """The row-major positions of the nonzeros in the dense matrix, int64 [kept], ascending."""
+    return row_of(crow, col) * columns + col

@@ -1,0 +1,7 @@
+"""How a sparse weight is stored, and the modules that hold one.
+
+- :mod:`openwork.layouts.csr`: which connections a matrix keeps; the form everything else is derived from.
+- :mod:`openwork.layouts.bitmask`: one bit a position, for files.
+- :mod:`openwork.layouts.stored`: the arrays that hold one tensor in a file, whichever layout is smallest.
+- :mod:`openwork.layouts.linear`: a linear layer that owns only its kept weights.
+"""

@@ -1,0 +1,100 @@
+"""Dense weights, held for the best dense kernels at hand: what every sparse layout has to beat.
+
+PyTorch's own linear layer runs on MKL, which on some processors reaches half of what oneDNN does with a weight that was
+reordered once. Both are contenders.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from openwork.layouts.csr import CSR
+from openwork.layouts.layout import Layout, layout
+
+_FUNCTIONS = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda y: nn.functional.gelu(y, approximate="tanh"),
+    "silu": nn.functional.silu,
+}
+
+
+def activated(y: Tensor, activation: str) -> Tensor:
+    """``activation(y)`` by its name, see :data:`openwork.layouts.layout.ACTIVATIONS`."""
+    return y if activation == "none" else _FUNCTIONS[activation](y)
+
+
+class Dense(Layout):
+    """A layout that holds every weight, zeros included."""
+
+    @classmethod
+    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
+        return cls.hold(topology.dense(values), batch)
+
+    @classmethod
+    def hold(cls, weight: Tensor, batch: int) -> Self:
+        """Hold a dense ``weight [out, in]`` for batches of about ``batch``."""
+        raise NotImplementedError
+
+
+@layout
+class TorchDense(Dense):
+    """PyTorch's ``linear``: MKL on most builds."""
+
+    name: ClassVar[str] = "dense"
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        return None
+
+    @classmethod
+    def hold(cls, weight: Tensor, batch: int) -> Self:
+        return cls(weight)
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        return activated(nn.functional.linear(x, self.weight, bias), activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.numel() * self.weight.element_size()
+
+
+@layout
+class OneDNNDense(Dense):
+    """oneDNN with the weight reordered once for the batch size, reached through the ``mkldnn`` operators of torch."""
+
+    name: ClassVar[str] = "dense onednn"
+
+    def __init__(self, weight: Tensor, size: int) -> None:
+        self.weight = weight
+        self.size = size
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+            return "this build of torch has no oneDNN"
+        if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.bfloat16):
+            return f"it computes float32 and bfloat16 on the CPU, not {values.dtype} on {values.device.type}"
+        return "it wants at least one sample" if batch < 1 else None
+
+    @classmethod
+    def hold(cls, weight: Tensor, batch: int) -> Self:
+        size = weight.numel() * weight.element_size()
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), batch), size)
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        fused = activation == "relu"
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, bias, "relu" if fused else "none", [], ""
+        )
+        return y if fused else activated(y, activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size

@@ -1,0 +1,343 @@
+"""Which masks are legal.
+
+A pattern answers one question: *which connections compete with one another for a place, and which of them come and go
+together?* It does so with a single transformation. Any weight ``[out, in, *kernel]`` is seen as a grid
+
+    ``[rows, competitors, atom]``
+
+where the ``competitors`` of one row compete for that row's places, and the ``atom`` weights of one competitor are kept or
+dropped together. One exact top-k over the middle axis then serves every pattern and every method:
+
+===================  =================  ===========================  ==================
+pattern              rows               competitors                  atom
+===================  =================  ===========================  ==================
+``Unstructured()``   1                  all weights                  one weight
+``NM(2, 4)``         each 4 inputs      those 4 inputs                one weight
+``FanIn()``          output units       the inputs of one unit       one weight
+``Block(4, 1)``      1                  all blocks                   4 outputs x 1 input
+``Groups(0)``        1                  output units (channels)      all weights of one
+===================  =================  ===========================  ==================
+
+Everything here is a pure function of shapes and tensors; nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Mark the ``k`` largest scores of every row, exactly.
+
+    Ties go to the lowest index, so the count is always ``k`` and the result never depends on the device's sort. NaN counts
+    as the lowest score of all.
+
+    Args:
+        scores: ``[..., n]``, any real dtype.
+        k: how many to mark in each row, ``0 <= k <= n``.
+
+    Returns:
+        Boolean tensor of the shape of ``scores`` with exactly ``k`` True in the last axis.
+    """
+    n = scores.shape[-1]
+    if not 0 <= k <= n:
+        raise ValueError(f"cannot keep {k} of {n} competitors: ask for a number between 0 and {n}")
+    if k in (0, n):
+        return torch.full_like(scores, k == n, dtype=torch.bool)
+    if scores.is_floating_point():
+        scores = torch.where(scores.isnan(), -math.inf, scores)
+    threshold = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
+    above = scores > threshold
+    tied = scores == threshold
+    places_left = k - above.sum(-1, keepdim=True)
+    return above | (tied & (tied.cumsum(-1) <= places_left))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How one weight shape is seen as ``[rows, competitors, atom]``: split every axis, then permute the pieces."""
+
+    split: Shape
+    row_axes: Shape
+    competitor_axes: Shape
+    atom_axes: Shape
+
+    @cached_property
+    def rows(self) -> int:
+        return math.prod(self.split[a] for a in self.row_axes)
+
+    @cached_property
+    def competitors(self) -> int:
+        return math.prod(self.split[a] for a in self.competitor_axes)
+
+    @cached_property
+    def atom(self) -> int:
+        return math.prod(self.split[a] for a in self.atom_axes)
+
+    @property
+    def atoms(self) -> int:
+        """Number of atoms of the whole weight; atom ``a`` is competitor ``a % competitors`` of row ``a // competitors``."""
+        return self.rows * self.competitors
+
+    @property
+    def plain(self) -> bool:
+        """True where an atom is simply a flat position: no arithmetic is needed then."""
+        order = self.row_axes + self.competitor_axes + self.atom_axes
+        return self.atom == 1 and order == tuple(range(len(self.split)))
+
+    def view(self, weight: Tensor) -> Tensor:
+        """``weight`` of the grid's shape as ``[rows, competitors, atom]`` (a view where strides allow)."""
+        order = self.row_axes + self.competitor_axes + self.atom_axes
+        return weight.reshape(self.split).permute(order).reshape(self.rows, self.competitors, self.atom)
+
+    def unview(self, grid: Tensor, shape: Shape) -> Tensor:
+        """The inverse of :meth:`view`."""
+        order = self.row_axes + self.competitor_axes + self.atom_axes
+        pieces = grid.reshape([self.split[a] for a in order])
+        inverse = [order.index(a) for a in range(len(order))]
+        return pieces.permute(inverse).reshape(shape)
+
+    def pool(self, scores: Tensor) -> Tensor:
+        """Scores of atoms ``[rows, competitors]``: the sum over the weights of each atom."""
+        view = self.view(scores)
+        return view[..., 0] if self.atom == 1 else view.sum(-1)
+
+    def expand(self, chosen: Tensor, shape: Shape) -> Tensor:
+        """Boolean ``[rows, competitors]`` of chosen atoms to a mask of ``shape``."""
+        return self.unview(chosen.unsqueeze(-1).expand(-1, -1, self.atom), shape)
+
+    def atoms_of(self, positions: Tensor) -> Tensor:
+        """The atom of each flat position of the weight, both int64. Takes memory of the size of ``positions`` only."""
+        if self.plain:
+            return positions
+        return self._ravel(self._unravel(positions), self.row_axes + self.competitor_axes)
+
+    def positions_of(self, atoms: Tensor) -> Tensor:
+        """The flat positions of the weights of the given atoms, sorted ascending: ``len(atoms) * atom`` of them."""
+        if self.plain:
+            return atoms.sort().values
+        order = self.row_axes + self.competitor_axes + self.atom_axes
+        inside = torch.arange(self.atom, device=atoms.device)
+        rest = (atoms.unsqueeze(-1) * self.atom + inside).flatten()
+        pieces: dict[int, Tensor] = {}
+        for axis in reversed(order):
+            pieces[axis] = rest % self.split[axis]
+            rest = rest // self.split[axis]
+        flat = self._ravel([pieces[a] for a in range(len(self.split))], tuple(range(len(self.split))))
+        return flat.sort().values
+
+    def _unravel(self, positions: Tensor) -> list[Tensor]:
+        pieces = []
+        for size in reversed(self.split):
+            pieces.append(positions % size)
+            positions = positions // size
+        return pieces[::-1]
+
+    def _ravel(self, pieces: list[Tensor], axes: Shape) -> Tensor:
+        flat = torch.zeros_like(pieces[0])
+        for axis in axes:
+            flat = flat * self.split[axis] + pieces[axis]
+        return flat
+
+
+class Pattern(ABC):
+    """A family of legal masks. Values are small, frozen, printable and comparable."""
+
+    @abstractmethod
+    def misfit(self, shape: Shape) -> str | None:
+        """Why this pattern cannot describe masks of ``shape`` (``[out, in, *kernel]``), or None where it can."""
+
+    @abstractmethod
+    def grid(self, shape: Shape) -> Grid:
+        """The competition grid of a weight of ``shape``. Raises ValueError with :meth:`misfit`'s reason."""
+
+    def places(self, shape: Shape, kept: int) -> int:
+        """How many atoms each row may keep when ``kept`` weights are wanted: never more than wanted."""
+        grid = self.grid(shape)
+        return min(kept // (grid.rows * grid.atom), grid.competitors)
+
+    def legal_kept(self, shape: Shape, kept: int) -> int:
+        """The count of weights that a legal mask has when ``kept`` are wanted."""
+        grid = self.grid(shape)
+        return self.places(shape, kept) * grid.rows * grid.atom
+
+    def choose(self, scores: Tensor, kept: int) -> Tensor:
+        """The legal mask with the highest total score.
+
+        Args:
+            scores: ``[out, in, *kernel]``, higher = keep.
+            kept: how many weights are wanted; :meth:`legal_kept` of them are kept, ties included.
+
+        Returns:
+            Boolean mask of the shape of ``scores``.
+        """
+        shape = tuple(scores.shape)
+        grid = self.grid(shape)
+        return grid.expand(top_k(grid.pool(scores), self.places(shape, kept)), shape)
+
+    def allows(self, mask: Tensor) -> bool:
+        """Whether ``mask`` could have come from this pattern: whole atoms, and as many in every row as it says."""
+        shape = tuple(mask.shape)
+        grid = self.grid(shape)
+        view = grid.view(mask)
+        whole = bool((view.all(-1) == view.any(-1)).all())
+        per_row = view.any(-1).sum(-1)
+        return whole and bool((per_row == self.places(shape, int(mask.sum()))).all())
+
+    def _fitting(self, shape: Shape) -> None:
+        if reason := self.misfit(shape):
+            raise ValueError(f"pattern {self} does not fit a weight of shape {list(shape)}: {reason}")
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Any mask: every weight competes with every other weight of its parameter."""
+
+    def misfit(self, shape: Shape) -> str | None:
+        return None
+
+    def grid(self, shape: Shape) -> Grid:
+        return Grid(shape, (), tuple(range(len(shape))), ())
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    """Exactly ``keep`` of every ``of`` consecutive inputs, for each output (and each kernel position).
+
+    ``NM(2, 4)``, written ``"2:4"``, keeps 2 of every 4. The count does not depend on the sparsity asked for elsewhere.
+    """
+
+    keep: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep <= self.of or self.of < 1:
+            raise ValueError(f"NM keeps `keep` of every `of` inputs, 0 <= keep <= of; got keep={self.keep}, of={self.of}")
+
+    def misfit(self, shape: Shape) -> str | None:
+        if len(shape) < 2:
+            return "it needs an input axis"
+        return f"{shape[1]} inputs are no multiple of {self.of}" if shape[1] % self.of else None
+
+    def grid(self, shape: Shape) -> Grid:
+        self._fitting(shape)
+        split = (shape[0], shape[1] // self.of, self.of, *shape[2:])
+        return Grid(split, (0, 1, *range(3, len(split))), (2,), ())
+
+    def places(self, shape: Shape, kept: int) -> int:
+        return self.keep
+
+    def __str__(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+
+@dataclass(frozen=True)
+class Block(Pattern):
+    """Blocks of ``height`` consecutive outputs times ``width`` consecutive inputs, kept or dropped whole.
+
+    ``Block(r, 1)`` is a row block: ``r`` outputs share one list of inputs, which a CPU computes at nearly dense speed per
+    weight (Elsen et al., Fast Sparse ConvNets, 2020).
+    """
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"a block has at least 1 output and 1 input; got {self.height} x {self.width}")
+
+    def misfit(self, shape: Shape) -> str | None:
+        if len(shape) < 2:
+            return "it needs an input axis"
+        if shape[0] % self.height:
+            return f"{shape[0]} outputs are no multiple of {self.height}"
+        return f"{shape[1]} inputs are no multiple of {self.width}" if shape[1] % self.width else None
+
+    def grid(self, shape: Shape) -> Grid:
+        self._fitting(shape)
+        split = (shape[0] // self.height, self.height, shape[1] // self.width, self.width, *shape[2:])
+        return Grid(split, (), (0, 2, *range(4, len(split))), (1, 3))
+
+    def __str__(self) -> str:
+        return f"block {self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class FanIn(Pattern):
+    """Constant fan-in: every output unit has the same number of inputs.
+
+    Args:
+        inputs: that number; None (default) takes it from the sparsity asked for, rounded down.
+    """
+
+    inputs: int | None = None
+
+    def misfit(self, shape: Shape) -> str | None:
+        if len(shape) < 2:
+            return "it needs an input axis"
+        available = math.prod(shape[1:])
+        if self.inputs is not None and not 0 <= self.inputs <= available:
+            return f"a unit has {available} inputs, {self.inputs} were asked for"
+        return None
+
+    def grid(self, shape: Shape) -> Grid:
+        self._fitting(shape)
+        return Grid(shape, (0,), tuple(range(1, len(shape))), ())
+
+    def places(self, shape: Shape, kept: int) -> int:
+        return super().places(shape, kept) if self.inputs is None else self.inputs
+
+    def __str__(self) -> str:
+        return "fan-in" if self.inputs is None else f"fan-in {self.inputs}"
+
+
+@dataclass(frozen=True)
+class Groups(Pattern):
+    """Whole slices along one axis: ``Groups(0)`` output units or channels, ``Groups(1)`` inputs."""
+
+    axis: int = 0
+
+    def misfit(self, shape: Shape) -> str | None:
+        return None if 0 <= self.axis < len(shape) else f"it has no axis {self.axis}"
+
+    def grid(self, shape: Shape) -> Grid:
+        self._fitting(shape)
+        return Grid(shape, (), (self.axis,), tuple(a for a in range(len(shape)) if a != self.axis))
+
+    def __str__(self) -> str:
+        return f"groups {self.axis}"
+
+
+_SPELLINGS: tuple[tuple[str, type[Pattern]], ...] = (
+    (r"unstructured", Unstructured),
+    (r"(\d+):(\d+)", NM),
+    (r"block[ :]?(\d+)x(\d+)", Block),
+    (r"fan[-_]in(?:[ :](\d+))?", FanIn),
+    (r"groups[ :](\d+)", Groups),
+)
+
+
+def pattern(spelling: str | Pattern) -> Pattern:
+    """Read a pattern from its spelling: ``"unstructured"``, ``"2:4"``, ``"block 4x1"``, ``"fan-in"``, ``"fan-in 32"``,
+    ``"groups 0"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern."""
+    if isinstance(spelling, Pattern):
+        return spelling
+    for form, cls in _SPELLINGS:
+        if match := re.fullmatch(form, spelling.strip().lower()):
+            return cls(*(int(number) for number in match.groups() if number is not None))
+    raise ValueError(
+        f"unknown pattern {spelling!r}: write unstructured, 2:4 (keep 2 of every 4 inputs), block 4x1 (4 outputs x 1 input), "
+        "fan-in, fan-in 32, or groups 0"
+    )

@@ -1,0 +1,327 @@
+"""What will be sparse, how sparse, and why: the table shown before anything changes.
+
+:func:`plan` walks a model, decides which parameters a method may thin, and gives each an exact number of kept connections.
+It is printed for people, and every verb works from it, so what is shown is what is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from openwork.allocation import allocation
+from openwork.layouts.linear import SparseLinear
+from openwork.method import Method
+from openwork.patterns import Pattern, Shape, pattern
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of a model that could be sparse.
+
+    Attributes:
+        name: its name in ``named_parameters`` (for stored layers, the name of the dense weight it stands for).
+        module: the module that owns it.
+        parameter: the parameter; for a stored layer the vector of kept values.
+        shape: ``[out, in, *kernel]``, whatever the order in the parameter.
+        transposed: whether the parameter holds inputs first.
+        reason: why it stays dense by default, or "" where it does not.
+    """
+
+    name: str
+    module: nn.Module
+    parameter: nn.Parameter
+    shape: Shape
+    transposed: bool = False
+    reason: str = ""
+
+    @property
+    def stored(self) -> bool:
+        """Whether only the kept connections are held."""
+        return isinstance(self.module, SparseLinear)
+
+    def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape as a view ``[out, in, *kernel]``."""
+        tensor = tensor.transpose(0, 1) if self.transposed else tensor
+        return tensor if tuple(tensor.shape) == self.shape else tensor.view(self.shape)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a plan: a parameter, its pattern, how many connections it keeps, and why."""
+
+    weight: Weight
+    pattern: Pattern
+    kept: int
+    why: str
+    sparse: bool
+    fixed: bool = False
+    """Whether its count is its own (an override, a stored topology) instead of a share of the total."""
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    @property
+    def shape(self) -> Shape:
+        return self.weight.shape
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.weight.shape)
+
+    @property
+    def sparsity(self) -> float:
+        return 1.0 - self.kept / self.numel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The table ``parameter -> (pattern, kept, why)`` of one model and method. Print it, or iterate over its rows."""
+
+    method: Method
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @property
+    def sparse(self) -> tuple[Row, ...]:
+        """The rows that the method works on."""
+        return tuple(row for row in self.rows if row.sparse)
+
+    @property
+    def numel(self) -> int:
+        """Connections in the parameters the method works on, before it does."""
+        return sum(row.numel for row in self.sparse)
+
+    @property
+    def kept(self) -> int:
+        """Connections that those keep."""
+        return sum(row.kept for row in self.sparse)
+
+    @property
+    def sparsity(self) -> float:
+        """Achieved sparsity over the parameters the method works on."""
+        return 1.0 - self.kept / self.numel if self.numel else 0.0
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, in words."""
+        if self.method.reads_zeros:
+            return "the zeros of the model"
+        return f"{self.method.kept} kept" if self.method.kept is not None else f"sparsity {self.method.sparsity:g}"
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "pattern", "sparsity", "density", "kept", "of", "why")
+        lines = [
+            (
+                row.name,
+                "x".join(map(str, row.shape)),
+                str(row.pattern) if row.sparse else "-",
+                f"{row.sparsity:.4f}",
+                f"{1 - row.sparsity:.4f}",
+                str(row.kept),
+                str(row.numel),
+                row.why,
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+        numeric = {3, 4, 5, 6}
+        table = [
+            "  ".join(cell.rjust(w) if i in numeric else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            for line in [header, *lines]
+        ]
+        total = f"{self.method.name}: asked {self.asked}; sparsity {self.sparsity:.6f}, {self.kept} of {self.numel} kept"
+        return "\n".join([*(line.rstrip() for line in table), total])
+
+
+def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None = None) -> Plan:
+    """What ``method`` would make of ``model``. Nothing is changed.
+
+    Norms, biases, embeddings and heads tied to them stay dense, each with the reason; ``method.include``, ``method.exclude``
+    and ``method.overrides`` (globs of parameter names) change that. Layers that hold only their kept connections already
+    keep the topology they have, and the others get what they would if all were allocated together.
+
+    Args:
+        model: any module; a compiled or data-parallel one is looked through.
+        method: what to do.
+        scores: name -> scores of the weight's shape, for allocations that rank; magnitudes by default.
+
+    Raises:
+        ValueError: a glob matches no parameter, nothing is left to make sparse, or the total cannot be met.
+    """
+    weights = prunable(model)
+    _globs_must_match(method, [w.name for w in weights])
+    chosen = pattern(method.pattern)
+    dense: dict[str, str] = {}
+    fixed: dict[str, int] = {}
+    shared: list[Weight] = []
+    for w in weights:
+        override = _override(method, w.name)
+        if _matches(w.name, method.exclude):
+            dense[w.name] = "excluded: by name"
+        elif w.reason and not _matches(w.name, method.include) and override is None:
+            dense[w.name] = f"excluded: {w.reason}"
+        elif override == 0.0:
+            dense[w.name] = "override: dense"
+        elif method.reads_zeros:
+            fixed[w.name] = int(w.parameter.detach().count_nonzero())
+        elif reason := chosen.misfit(w.shape):
+            dense[w.name] = f"dense: {chosen} does not fit, {reason}"
+        elif override is not None:
+            fixed[w.name] = round((1.0 - override) * math.prod(w.shape))
+        else:
+            shared.append(w)
+    if not shared and not fixed:
+        reasons = "; ".join(f"{name} ({why})" for name, why in dense.items()) or "the model has no weights"
+        raise ValueError(f"{method.name} finds nothing to make sparse: {reasons}. Use include=('glob',) to add a parameter by name")
+    counts = dict(zip((w.name for w in shared), _allocate(method, shared, scores), strict=True))
+    fixed |= {w.name: w.parameter.numel() for w in weights if w.stored and w.name not in dense and not method.shrinks}
+    rows = []
+    for w in weights:
+        size = math.prod(w.shape)
+        if w.name in dense:
+            rows.append(Row(w, chosen, w.parameter.numel(), dense[w.name], sparse=False))
+            continue
+        wanted = fixed.get(w.name, counts.get(w.name, size))
+        as_it_is = w.name in fixed and (w.stored or method.reads_zeros)
+        kept = wanted if as_it_is else chosen.legal_kept(w.shape, wanted)
+        rows.append(Row(w, chosen, kept, _why(w, method, kept, size, w.name in fixed), sparse=True, fixed=w.name in fixed))
+    return Plan(method, tuple(rows))
+
+
+def wanted_total(method: Method, size: int) -> int:
+    """How many of ``size`` connections the method is asked to keep.
+
+    Raises:
+        ValueError: more are asked for than there are.
+    """
+    total = round((1.0 - method.sparsity) * size) if method.kept is None else method.kept
+    if not 0 <= total <= size:
+        raise ValueError(f"kept={total} was asked for, and the parameters to make sparse have {size} connections in all")
+    return total
+
+
+def prunable(model: nn.Module) -> list[Weight]:
+    """Every weight of a model that could be sparse, in order of appearance, with the reason where it stays dense by default."""
+    model = unwrapped(model)
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append((f"{prefix}.{name}" if prefix else name, module))
+    found, seen = [], set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or (isinstance(module, SparseLinear) and name != "weight_values"):
+                continue
+            seen.add(id(parameter))
+            full = f"{prefix}.{name}" if prefix else name
+            if isinstance(parameter, UninitializedParameter):
+                raise ValueError(f"parameter {full} has no shape yet: run the model once on an example before planning")
+            weight = _weight(full, module, parameter)
+            if weight is not None:
+                found.append(_tied(weight, owners[id(parameter)]))
+    return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and data-parallel wrappers."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+_MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _weight(name: str, module: nn.Module, parameter: nn.Parameter) -> Weight | None:
+    if isinstance(module, SparseLinear):
+        name = name.removesuffix("_values")
+        return Weight(name, module, parameter, (module.out_features, module.in_features))
+    shape = tuple(parameter.shape)
+    kind = type(module).__name__
+    if len(shape) < 2:
+        scales = isinstance(module, _NORMS) and name.endswith("weight") and bool(shape)
+        return Weight(name, module, parameter, shape, reason="norm") if scales else None
+    if isinstance(module, _NORMS):
+        return Weight(name, module, parameter, shape, reason="norm")
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return Weight(name, module, parameter, shape, reason="embedding")
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) or (kind == "Conv1D" and hasattr(module, "nf")):
+        return Weight(name, module, parameter, (shape[1], shape[0], *shape[2:]), transposed=True)
+    if kind.endswith("Experts") and len(shape) == 3:
+        return Weight(name, module, parameter, (shape[0] * shape[1], shape[2]))
+    if isinstance(module, _MATRICES) and not name.rpartition(".")[2].startswith("bias"):
+        return Weight(name, module, parameter, shape)
+    return Weight(name, module, parameter, shape, reason=f"unknown kind of layer, {kind}")
+
+
+def _tied(weight: Weight, owners: Sequence[tuple[str, nn.Module]]) -> Weight:
+    others = [name for name, module in owners if name != weight.name]
+    if others and any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for _, module in owners):
+        return dataclasses.replace(weight, reason=f"embedding tied with {', '.join(others)}")
+    return weight
+
+
+def _allocate(method: Method, weights: Sequence[Weight], scores: Mapping[str, Tensor] | None) -> list[int]:
+    shapes = [w.shape for w in weights]
+    total = wanted_total(method, sum(math.prod(shape) for shape in shapes))
+    rule = allocation(method.allocation)
+    ranked = None
+    if rule.needs_scores:
+        ranked = [scores[w.name] if scores is not None else _magnitudes(w) for w in weights]
+    return rule.counts(shapes, total, ranked) if weights else []
+
+
+def _magnitudes(weight: Weight) -> Tensor:
+    held = weight.module.weight if isinstance(weight.module, SparseLinear) else weight.oriented(weight.parameter.detach())
+    return held.abs()
+
+
+def _why(weight: Weight, method: Method, kept: int, size: int, fixed: bool) -> str:
+    if fixed and weight.stored:
+        return "stored topology"
+    if fixed:
+        return "zeros of the model" if method.reads_zeros else "override"
+    label = method.allocation if isinstance(method.allocation, str) else type(method.allocation).__name__.lower()
+    return f"capped dense by {label}" if kept == size and method.sparsity > 0 else label
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _override(method: Method, name: str) -> float | None:
+    """The last matching override wins, as in a list of rules."""
+    found = None
+    for glob, sparsity in method.overrides.items():
+        if fnmatchcase(name, glob):
+            found = sparsity
+    return found
+
+
+def _globs_must_match(method: Method, names: list[str]) -> None:
+    for option in ("include", "exclude", "overrides"):
+        globs = getattr(method, option)
+        if isinstance(globs, str):
+            raise ValueError(f"{option} is a tuple of globs, got the string {globs!r}: write {option}=({globs!r},)")
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
+                raise ValueError(
+                    f"{option}: {glob!r} matches no parameter that could be sparse; the nearest names are {', '.join(near) or 'none'}"
+                )

@@ -1,0 +1,138 @@
+"""Makes a dense model sparse at once: scores, a plan, masks, zeros.
+
+    pruned = ow.sparsify_(model, ow.Magnitude(sparsity=0.9, allocation="lamp"))
+    print(pruned.plan)
+    ow.attach(model, optimizer, ow.KeepZeros(), masks=pruned.masks)        # fine-tune and keep every zero
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openwork.method import Method
+from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
+from openwork.scores import Batch, Loss, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning(Method):
+    """A method that scores the connections of a model and keeps the best.
+
+    Args:
+        rounds: how many times to score and cut. In round ``r`` of ``n`` the density is ``d ** (r / n)``, and only connections
+            that survived so far are scored; 1 cuts at once.
+    """
+
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1; got {self.rounds}")
+
+    @abstractmethod
+    def scores(self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss) -> Scores:
+        """Score connections, higher = keep.
+
+        Args:
+            model: the model; leave it as it was.
+            weights: the parameters to score, by name.
+            data: batches ``(inputs, targets)``, or None.
+            loss: of outputs and targets.
+
+        Returns:
+            One tensor a parameter, of the parameter's shape.
+        """
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :func:`sparsify_` did.
+
+    Attributes:
+        plan: parameter by parameter, what was kept and why. Print it.
+        masks: parameter name -> boolean mask ``[out, in, *kernel]``, True = kept.
+    """
+
+    plan: Plan
+    masks: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        return str(self.plan)
+
+
+def sparsify_(model: nn.Module, method: Pruning, *, data: Iterable[Batch] | None = None, loss: Loss | None = None) -> Pruned:
+    """Set the least important connections of ``model`` to zero, in place.
+
+    Args:
+        model: any module; its weights change, nothing else.
+        method: how to score and how many to keep, such as ``ow.Magnitude(sparsity=0.9)``.
+        data: batches ``(inputs, targets)`` for methods that look at data; read once for each round.
+        loss: ``loss(outputs, targets)``; cross entropy by default.
+
+    Returns:
+        The plan and the masks. Kept counts are exact, ties included.
+
+    Raises:
+        TypeError: the method works during training.
+        ValueError: see :func:`openwork.plan.plan`; also scores that are NaN. The model has not changed then.
+    """
+    if not isinstance(method, Pruning):
+        raise TypeError(f"{type(method).__name__} works while a model trains: use ow.attach(model, optimizer, method)")
+    model = unwrapped(model)
+    layout = plan(model, method)
+    weights = {row.name: row.weight for row in layout.sparse}
+    if stored := [name for name, w in weights.items() if w.stored]:
+        raise ValueError(f"{', '.join(stored)} already hold only their kept connections: exclude them, or use to_dense_ first")
+    loss = loss or nn.functional.cross_entropy
+    if method.rounds > 1 and data is not None and not isinstance(data, (list, tuple)):
+        data = list(data)
+    before = {name: w.parameter.detach().clone() for name, w in weights.items()}
+    masks = {name: torch.ones(w.shape, dtype=torch.bool, device=w.parameter.device) for name, w in weights.items()}
+    try:
+        for kept in _rounds(method, layout):
+            scores = _alive(method.scores(model, {name: w.parameter for name, w in weights.items()}, data, loss), weights, masks)
+            layout = plan(model, dataclasses.replace(method, kept=kept), scores)
+            masks = {row.name: row.pattern.choose(scores[row.name], row.kept) for row in layout.sparse}
+            _apply(weights, masks)
+    except BaseException:
+        with torch.no_grad():
+            for name, w in weights.items():
+                w.parameter.copy_(before[name])
+        raise
+    return Pruned(dataclasses.replace(layout, method=method), masks)
+
+
+def _rounds(method: Pruning, layout: Plan) -> list[int]:
+    """Connections kept after each round, a geometric sequence that ends exactly at what was asked for."""
+    size = sum(row.numel for row in layout.sparse if not row.fixed)
+    final = wanted_total(method, size)
+    steps = [round(size * (final / size) ** (r / method.rounds)) for r in range(1, method.rounds)] if size else []
+    return [*steps, final]
+
+
+def _alive(scores: Scores, weights: Mapping[str, Weight], masks: Mapping[str, Tensor]) -> Scores:
+    """Scores in ``[out, in, *kernel]`` order, minus infinity where a connection is gone already."""
+    oriented = {}
+    for name, w in weights.items():
+        score = w.oriented(scores[name])
+        if bool(score.isnan().any()):
+            raise ValueError(f"the scores of {name} hold NaN: nothing was pruned; check the data and the model's outputs")
+        oriented[name] = torch.where(masks[name], score, -math.inf)
+    return oriented
+
+
+def _apply(weights: Mapping[str, Weight], masks: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, w in weights.items():
+            w.oriented(w.parameter).masked_fill_(~masks[name], 0)
+
+
+__all__ = ["Pruned", "Pruning", "prunable", "sparsify_"]

@@ -1,0 +1,107 @@
+"""From masked to stored and back: hold all weights under a mask, or only the kept ones.
+
+Both storages work under the same methods and take the same decisions. Stored layers have parameters, gradients and optimizer
+state of the size of the kept connections, and compute with them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from openwork.initialization import initial_values
+from openwork.layouts.csr import CSR, described
+from openwork.layouts.linear import SparseLinear
+from openwork.plan import Weight, plan, prunable
+from openwork.sparsifier import Training
+
+
+def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | None = None) -> dict[str, CSR]:
+    """Replace the linear layers of ``model`` by layers that hold only their kept connections, in place.
+
+    Call it before the optimizer is made: the layers have new parameters.
+
+    Args:
+        model: any module. Layers that are not ``nn.Linear``, or that stay dense in the plan, are left alone.
+        topology: where connections are kept:
+
+            - a training method: its own initial topology and initialisation, exactly those that :func:`openwork.attach` would
+              make; attach the same method afterwards;
+            - a mapping of parameter names to boolean masks ``[out, in]``, such as ``sparsifier.masks`` or ``pruned.masks``;
+            - None: wherever the weight is not zero.
+
+    Returns:
+        Parameter name -> topology of each layer that was replaced.
+
+    Raises:
+        ValueError: no layer can be replaced, or a mask fits no linear layer of the model.
+    """
+    if isinstance(model, nn.Linear):
+        raise ValueError("the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask)")
+    candidates = {w.name: w for w in prunable(model) if type(w.module) is nn.Linear and not w.reason and not _shared(model, w)}
+    if isinstance(topology, Training):
+        chosen = {}
+        for row in plan(model, topology).sparse:
+            if row.name not in candidates:
+                continue
+            generator = topology.generator(row.name)
+            positions = topology.topology(row, generator)
+            positions = torch.arange(row.numel) if positions is None else positions
+            positions = positions.to(row.weight.parameter.device)
+            values = row.weight.oriented(row.weight.parameter.detach()).reshape(-1)[positions]
+            units = positions // (row.numel // row.shape[0])
+            chosen[row.name] = (positions, initial_values(values, units, row.shape, topology.init, generator))
+    else:
+        if topology is not None and (unknown := topology.keys() - candidates.keys()):
+            raise ValueError(
+                f"masks are given for {', '.join(sorted(unknown))}; the linear layers that can hold only their kept connections are "
+                f"{', '.join(candidates) or 'none'}"
+            )
+        masks = {n: w.parameter.detach() != 0 for n, w in candidates.items()} if topology is None else topology
+        chosen = {}
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool or tuple(mask.shape) != candidates[name].shape:
+                raise ValueError(f"the mask of {name} must be boolean of shape {list(candidates[name].shape)}; got {described(mask)}")
+            positions = mask.flatten().nonzero().flatten()
+            chosen[name] = (positions, candidates[name].parameter.detach().flatten()[positions])
+    if not chosen:
+        raise ValueError("the model has no nn.Linear layer that could hold only its kept connections")
+    replaced = {}
+    for name, (positions, values) in chosen.items():
+        linear = candidates[name].module
+        assert isinstance(linear, nn.Linear)
+        replaced[name] = CSR.from_positions(positions, (linear.out_features, linear.in_features))
+        layer = SparseLinear.from_values(replaced[name], values, linear.bias)
+        layer.weight_values.requires_grad_(linear.weight.requires_grad)
+        _swap(model, linear, layer.train(linear.training))
+    return replaced
+
+
+def to_dense_(model: nn.Module) -> dict[str, Tensor]:
+    """Replace the layers that hold only their kept connections by ordinary ``nn.Linear`` layers with exact zeros, in place.
+
+    Returns:
+        Parameter name -> boolean mask ``[out, in]``: what is kept, active zeros included.
+    """
+    masks = {}
+    for w in prunable(model):
+        if isinstance(w.module, SparseLinear):
+            masks[w.name] = w.module.topology.mask()
+            _swap(model, w.module, w.module.to_linear())
+    return masks
+
+
+def _shared(model: nn.Module, weight: Weight) -> bool:
+    """Whether several layers have this very parameter: replacing one of them would untie them."""
+    owners = [m for m in model.modules() for p in m.parameters(recurse=False) if p is weight.parameter]
+    return len(owners) > 1
+
+
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` stands in the model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)

@@ -1,0 +1,90 @@
+"""How long does a call take? Measured so that the answer can be trusted on a machine that is shared.
+
+Contenders take turns in one process, many short samples each, and medians are compared: a neighbour who slows the machine
+slows all of them. Samples during which the process had to make room for another are left out where enough remain.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import quantiles
+
+try:
+    import resource
+except ImportError:  # not on every system
+    resource = None  # type: ignore[assignment]
+
+SAMPLE_SECONDS = 5e-4
+"""A sample repeats what is faster than this: the clock and the call around it must not show."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds one call takes.
+
+    Attributes:
+        median: of the samples.
+        low: first quartile.
+        high: third quartile.
+        samples: how many there are.
+        disturbed: how many were interrupted by other processes.
+    """
+
+    median: float
+    low: float
+    high: float
+    samples: int
+    disturbed: int
+
+
+def latencies(contenders: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, rounds: int = 15) -> dict[str, Latency]:
+    """Time contenders against each other.
+
+    They take turns: one sample each, round after round. A sample calls its contender as often as it takes to fill
+    :data:`SAMPLE_SECONDS`, after three calls for warming up.
+
+    Args:
+        contenders: name -> what to call.
+        seconds: that all samples of all contenders should take together, about.
+        rounds: samples of each contender, at least.
+    """
+    repeats = {name: _repeats(call) for name, call in contenders.items()}
+    samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in contenders}
+    finish = time.perf_counter() + seconds
+    done = 0
+    while done < rounds or time.perf_counter() < finish:
+        for name, call in contenders.items():
+            samples[name].append(_sample(call, repeats[name]))
+        done += 1
+    return {name: _summary(found) for name, found in samples.items()}
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    for _ in range(2):
+        call()
+    begin = time.perf_counter()
+    call()
+    return max(1, round(SAMPLE_SECONDS / max(time.perf_counter() - begin, 1e-7)))
+
+
+def _sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
+    before = _interruptions()
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats, _interruptions() != before
+
+
+def _interruptions() -> int:
+    """How often a thread of this process had to make room for another process."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _summary(samples: list[tuple[float, bool]]) -> Latency:
+    calm = [seconds for seconds, disturbed in samples if not disturbed]
+    # On a crowded machine hardly any sample is calm, and the few that are were the lucky ones.
+    used = calm if 2 * len(calm) >= len(samples) else [seconds for seconds, _ in samples]
+    low, median, high = quantiles(used, n=4, method="inclusive") if len(used) > 1 else used * 3
+    return Latency(median, low, high, len(used), len(samples) - len(calm))

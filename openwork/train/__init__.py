@@ -1,0 +1,1 @@
+"""Sparse while training: a method a page. They work through :func:`openwork.attach`."""

@@ -1,0 +1,104 @@
+"""SET: drop the weakest connections, grow random ones, again and again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from openwork.connections import Connections
+from openwork.growth import Growth, growth
+from openwork.method import check_fraction, method
+from openwork.patterns import top_k
+from openwork.schedules import Periodic, Scalar, Schedule, value_at
+from openwork.sparsifier import Sparsifier
+from openwork.train.static_random import StaticRandom
+
+
+@method(
+    paper="Mocanu et al., Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity, "
+    "Nature Communications 2018, arXiv 1707.04780",
+    kind="train",
+)
+@dataclass(frozen=True, kw_only=True)
+class SET(StaticRandom):
+    """Sparse evolutionary training: every ``every`` steps the weakest connections make room for random ones.
+
+    In each parameter with ``n`` connections, at an update with drop fraction ``a``::
+
+        drop  the floor(a P) smallest of the P non-negative weights, and
+              the floor(a Q) of the Q negative weights that are closest to zero        (drop_by="signed")
+              or the floor(a n) smallest |w|                                             (drop_by="magnitude")
+        grow  as many at random among all free places, starting from zero
+
+    so the number of connections never changes. Survivors keep their optimizer state bit for bit, new ones start without.
+
+    Args:
+        drop: fraction dropped at an update, a number or a schedule; 0.3 in the paper (zeta).
+        every: steps between updates; the paper updates once an epoch.
+        until: part of the run after which the topology is frozen; 1 (default) updates to the end, but never at the last step.
+        drop_by: ``signed`` as in the paper, or ``magnitude`` as in later work. Where places are larger than single
+            connections (blocks, groups) or compete in rows, magnitudes of whole places are compared.
+        grow: where new connections go.
+        grown_std: standard deviation of new weights; 0 (default), or 0.1 as in the authors' truly sparse code.
+        replace: whether an update takes the place of the optimizer's step of that iteration.
+    """
+
+    drop: Scalar = 0.3
+    every: int = 100
+    until: float = 1.0
+    drop_by: Literal["signed", "magnitude"] = "signed"
+    grow: str | Growth = "random"
+    grown_std: float = 0.0
+    replace: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction("until", self.until)
+        for value in (self.drop.start, self.drop.stop) if isinstance(self.drop, Schedule) else (self.drop,):
+            check_fraction("drop", value)
+        growth(self.grow)
+
+    @property
+    def growth_needs(self) -> frozenset[str]:
+        return growth(self.grow).needs
+
+    @property
+    def replaces_step(self) -> bool:
+        return self.replace
+
+    def due(self, step: int) -> bool:
+        last = min(math.floor(self.until * self.run_length), self.run_length - 1)
+        return Periodic(self.every, self.every, last).due(step)
+
+    def update(self, sparsifier: Sparsifier, step: int) -> None:
+        fraction = value_at(self.drop, step, self.run_length)
+        rule, generator = growth(self.grow), sparsifier.generator
+        # All parameters choose before any changes: a gradient that is not finite leaves the whole topology as it was.
+        chosen = [(c, c.rewired(self.survivors(c, fraction), rule, generator)) for c in sparsifier.connections.values()]
+        for connections, positions in chosen:
+            fresh = connections.adopt(positions)
+            if self.grown_std and fresh.numel():
+                drawn = torch.randn(fresh.numel(), generator=generator, dtype=torch.float64)
+                connections.write(fresh, (self.grown_std * drawn).to(connections.device))
+
+    def survivors(self, connections: Connections, fraction: float) -> Tensor:
+        """Boolean over the active places: those that stay."""
+        active = connections.atoms().numel()
+        if self.drop_by == "magnitude" or not connections.grid.plain or connections.grid.rows > 1:
+            return connections.strongest(active - _floor(fraction * active))
+        values = connections.values
+        negative = values < 0
+        dropped = torch.zeros_like(negative)
+        for side in (negative, ~negative):
+            closest_to_zero = torch.where(side, -values.abs(), -torch.inf)
+            dropped |= top_k(closest_to_zero, _floor(fraction * int(side.sum())))
+        return ~dropped
+
+
+def _floor(count: float) -> int:
+    """Floor that forgives the rounding of a product such as 0.3 * 10."""
+    return math.floor(count + 1e-9)
