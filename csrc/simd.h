@@ -149,13 +149,33 @@ OPENWORK_INLINE Vec fold(Vec v, std::integer_sequence<int, i...> all) {
 // same order, upper half onto lower half, whatever n is and wherever it stands.
 template <int n>
 OPENWORK_INLINE Vec sums(Vec (&v)[n]) {
-  OPENWORK_UNROLL
-  for (int half = n / 2; half > 0; half /= 2) {
+  if constexpr (n == lanes && lanes > 4) {
+    // The same additions, paired so that the shuffles are the cheap ones: sums that are 4 apart, 8, 2, 1.
     OPENWORK_UNROLL
-    for (int i = 0; i < half; ++i)
-      v[i] = shuffle<Interleave<false>>(v[i], v[i + half]) + shuffle<Interleave<true>>(v[i], v[i + half]);
+    for (int i = 0; i < n; ++i)
+      if (!(i & 4)) v[i] = shuffle<HalvesOf<false>>(v[i], v[i + 4]) + shuffle<HalvesOf<true>>(v[i], v[i + 4]);
+    if constexpr (lanes == 16) {
+      OPENWORK_UNROLL
+      for (int i = 0; i < 4; ++i)
+        v[i] = shuffle<AlternatesOf<false>>(v[i], v[i + 8]) + shuffle<AlternatesOf<true>>(v[i], v[i + 8]);
+    }
+    OPENWORK_UNROLL
+    for (int apart = 2; apart > 0; apart /= 2) {
+      OPENWORK_UNROLL
+      for (int i = 0; i < apart; ++i)
+        v[i] = shuffle<InterleaveQuarters<false, 1>>(v[i], v[i + apart]) +
+               shuffle<InterleaveQuarters<true, 1>>(v[i], v[i + apart]);
+    }
+    return v[0];
+  } else {
+    OPENWORK_UNROLL
+    for (int half = n / 2; half > 0; half /= 2) {
+      OPENWORK_UNROLL
+      for (int i = 0; i < half; ++i)
+        v[i] = shuffle<Interleave<false>>(v[i], v[i + half]) + shuffle<Interleave<true>>(v[i], v[i + half]);
+    }
+    return fold<n, lanes>(v[0], std::make_integer_sequence<int, lanes>{});
   }
-  return fold<n, lanes>(v[0], std::make_integer_sequence<int, lanes>{});
 }
 
 }  // namespace

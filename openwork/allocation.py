@@ -50,7 +50,9 @@ class Allocation(ABC):
     """Whether :meth:`counts` looks at scores."""
 
     @abstractmethod
-    def counts(self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None) -> list[int]:
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
         """How many connections each parameter keeps.
 
         Args:
@@ -71,8 +73,12 @@ class Densities(Allocation):
     def raw(self, shape: Shape) -> float:
         """The density of a parameter, up to a factor common to all."""
 
-    def counts(self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None) -> list[int]:
-        return _proportional([self.raw(shape) for shape in shapes], [math.prod(shape) for shape in shapes], total)
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
+        return _proportional(
+            [self.raw(shape) for shape in shapes], [math.prod(shape) for shape in shapes], total
+        )
 
 
 def _proportional(raw: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
@@ -89,7 +95,9 @@ def _proportional(raw: Sequence[float], sizes: Sequence[int], total: int) -> lis
         factor = left / weight if weight else 0.0
         overfull = [i for i in open_layers if factor * raw[i] > 1.0 + 1e-12]
         if not overfull:
-            wanted = [float(sizes[i]) if i in dense else factor * raw[i] * sizes[i] for i in range(len(sizes))]
+            wanted = [
+                float(sizes[i]) if i in dense else factor * raw[i] * sizes[i] for i in range(len(sizes))
+            ]
             return exact_counts(wanted, sizes, total)
         highest = max(raw[i] for i in overfull)
         dense.update(i for i in overfull if raw[i] == highest)
@@ -150,7 +158,9 @@ class UniformPlus(Allocation):
 
     last: float = 0.2
 
-    def counts(self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None) -> list[int]:
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
         sizes = [math.prod(shape) for shape in shapes]
         fixed: dict[int, int] = {}
         if len(shapes) > 1 and len(shapes[0]) > 2:
@@ -172,7 +182,9 @@ class UniformPlus(Allocation):
 class Pyramid(Allocation):
     """Density ``x ** l`` for the l-th layer from the input, with the ``x`` that meets the total (Liu et al., 2022)."""
 
-    def counts(self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None) -> list[int]:
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
         sizes = [math.prod(shape) for shape in shapes]
 
         def kept(x: float) -> list[float]:
@@ -194,7 +206,9 @@ class Global(Allocation):
     floor: float = 0.0
     needs_scores = True
 
-    def counts(self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None) -> list[int]:
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
         ranked = _ranked_counts(_required(scores, "global"), total)
         sizes = [math.prod(shape) for shape in shapes]
         least = [min(math.floor(self.floor * sum(sizes)), size) for size in sizes]
@@ -220,7 +234,9 @@ class LAMP(Allocation):
 
     needs_scores = True
 
-    def counts(self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None) -> list[int]:
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
         return _ranked_counts([lamp_scores(s) for s in _required(scores, "lamp")], total)
 
 

@@ -79,7 +79,8 @@ class Connections(ABC):
     @abstractmethod
     def replace(self, positions: Tensor) -> None:
         """Make the sorted ``positions`` the active ones. Connections that stay keep value and optimizer state bit for bit,
-        new ones start with zero in both, and those that leave are zero in both."""
+        new ones start with zero in both, and those that leave are zero in both.
+        """
 
     @abstractmethod
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -88,7 +89,8 @@ class Connections(ABC):
     @abstractmethod
     def observe(self, on: bool) -> None:
         """From now on (do not) remember what the dense gradient of the coming step needs. Remembered gradients are
-        forgotten by either call."""
+        forgotten by either call.
+        """
 
     @abstractmethod
     def gradient_tiles(self) -> Iterator[Tile]:
@@ -189,7 +191,11 @@ class Connections(ABC):
             return {}
         parameter = self.weight.parameter
         state = self.optimizer.state.get(parameter, {})
-        return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0}
+        return {
+            k: v
+            for k, v in state.items()
+            if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0
+        }
 
 
 class MaskedConnections(Connections):
@@ -200,7 +206,13 @@ class MaskedConnections(Connections):
     """
 
     def __init__(
-        self, weight: Weight, pattern: Pattern, optimizers: Sequence[Optimizer], *, positions: Tensor | None = None, momentum: bool = False
+        self,
+        weight: Weight,
+        pattern: Pattern,
+        optimizers: Sequence[Optimizer],
+        *,
+        positions: Tensor | None = None,
+        momentum: bool = False,
     ) -> None:
         super().__init__(weight, pattern, optimizers)
         parameter = weight.parameter
@@ -212,7 +224,11 @@ class MaskedConnections(Connections):
         self._accumulator: Tensor | None = None
         if positions is not None:
             self._set(positions)
-        self._hook = parameter.register_post_accumulate_grad_hook(self._on_gradient) if parameter.requires_grad else None
+        self._hook = (
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            if parameter.requires_grad
+            else None
+        )
 
     @property
     def positions(self) -> Tensor:
@@ -249,7 +265,9 @@ class MaskedConnections(Connections):
 
     def momentum_tiles(self) -> Iterator[Tile]:
         if self.momentum is None:
-            raise RuntimeError(f"{self.name} keeps no dense momentum: it was attached for a method that does not grow by it")
+            raise RuntimeError(
+                f"{self.name} keeps no dense momentum: it was attached for a method that does not grow by it"
+            )
         yield 0, self.grid.pool(self.weight.oriented(self.momentum).abs()).flatten()
 
     def before_step(self) -> None:
@@ -312,21 +330,25 @@ class MaskedConnections(Connections):
 
 
 class StoredConnections(Connections):
-    """A layer that holds only its kept values and their indices: gradient and optimizer state have the size of the kept values."""
+    """A layer that holds only its kept values and their indices: gradient and optimizer state have that size too."""
 
-    def __init__(self, weight: Weight, pattern: Pattern, optimizers: Sequence[Optimizer], *, momentum: bool = False) -> None:
+    def __init__(
+        self, weight: Weight, pattern: Pattern, optimizers: Sequence[Optimizer], *, momentum: bool = False
+    ) -> None:
         super().__init__(weight, pattern, optimizers)
         if momentum:
             raise ValueError(
-                f"{self.name} holds only its kept connections, and growth by momentum needs the momentum of those that do not exist: "
-                "use growth 'gradient' or 'random', or convert the layer with to_dense_ and train it masked"
+                f"{self.name} holds only its kept connections, and growth by momentum needs the momentum of those that "
+                "do not exist: use growth 'gradient' or 'random', or convert the layer with to_dense_ and train it masked"
             )
         assert isinstance(weight.module, SparseLinear)
         self.layer: SparseLinear = weight.module
         self._accumulator: Tensor | None = None
         self._noted = 0
         values = self.layer.weight_values
-        self._hook = values.register_post_accumulate_grad_hook(self._on_gradient) if values.requires_grad else None
+        self._hook = (
+            values.register_post_accumulate_grad_hook(self._on_gradient) if values.requires_grad else None
+        )
 
     @property
     def positions(self) -> Tensor:
@@ -344,7 +366,9 @@ class StoredConnections(Connections):
     def replace(self, positions: Tensor) -> None:
         before = self.positions
         origin = torch.searchsorted(before, positions).clamp_(max=max(before.numel() - 1, 0))
-        stayed = before[origin] == positions if before.numel() else torch.zeros_like(positions, dtype=torch.bool)
+        stayed = (
+            before[origin] == positions if before.numel() else torch.zeros_like(positions, dtype=torch.bool)
+        )
 
         def moved(tensor: Tensor) -> Tensor:
             if not before.numel():
@@ -376,7 +400,9 @@ class StoredConnections(Connections):
         outputs, inputs = self.weight.shape
         per_output = self.grid.atoms / outputs
         if isinstance(self.pattern, Groups) and self.pattern.axis == 1:
-            raise ValueError(f"{self.name}: groups of inputs cannot grow in a layer that holds only its kept connections; use masked training")
+            raise ValueError(
+                f"{self.name}: groups of inputs cannot grow in a layer that holds only its kept connections; use masked training"
+            )
         height = getattr(self.pattern, "height", 1)
         at_once = max(height, TILE // inputs // height * height)
         for first in range(0, outputs, at_once):
@@ -409,7 +435,12 @@ class StoredConnections(Connections):
 
 
 def connect(
-    weight: Weight, pattern: Pattern, optimizers: Sequence[Optimizer], *, positions: Tensor | None = None, momentum: bool = False
+    weight: Weight,
+    pattern: Pattern,
+    optimizers: Sequence[Optimizer],
+    *,
+    positions: Tensor | None = None,
+    momentum: bool = False,
 ) -> Connections:
     """The connections of a weight in the storage it has. ``positions`` is the topology of a masked one (None = dense)."""
     if weight.stored:
@@ -419,7 +450,8 @@ def connect(
 
 def averaged(tensor: Tensor) -> Tensor:
     """The mean of a tensor over the processes of a data-parallel run, so that all of them take the same decisions; the tensor
-    itself where there is one process."""
+    itself where there is one process.
+    """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return tensor
     total = tensor.contiguous().clone()

@@ -2,8 +2,8 @@
 
 Growth looks at the places left free by the survivors of a drop and fills as many as were vacated. :class:`Random` needs
 nothing but a generator (SET); :class:`Gradient` takes the places whose dense gradient is largest (RigL); :class:`Momentum`
-takes a dense momentum instead (sparse momentum). All of them work in memory of the size of the kept connections plus one tile of scores, and
-return the same places whether the weight is stored densely or not.
+takes a dense momentum instead (sparse momentum). All of them work in memory of the size of the kept connections plus one tile of
+scores, and return the same places whether the weight is stored densely or not.
 
 Places are numbered as in :class:`openwork.patterns.Grid`: place ``a`` is competitor ``a % competitors`` of row
 ``a // competitors``. ``taken`` is always a sorted int64 tensor of places that are not free.
@@ -95,7 +95,8 @@ class Gradient(Scored):
 @dataclass(frozen=True)
 class Momentum(Scored):
     """The largest ``|dense momentum|``: a gradient smoothed over time. Needs the momentum of connections that do not exist,
-    so it is only possible in masked storage."""
+    so it is only possible in masked storage.
+    """
 
     needs = frozenset({"momentum"})
 
@@ -181,7 +182,9 @@ def best_free(tiles: Iterable[Tile], taken: Tensor, vacant: Tensor, grid: Grid) 
         free = _free_scores(first, scores, taken).view(-1, grid.competitors)
         wanted = vacant[first // grid.competitors :][: free.shape[0]].to(free.device)
         order = free.sort(dim=-1, descending=True, stable=True).indices
-        rank = torch.empty_like(order).scatter_(-1, order, torch.arange(grid.competitors, device=order.device).expand_as(order))
+        rank = torch.empty_like(order).scatter_(
+            -1, order, torch.arange(grid.competitors, device=order.device).expand_as(order)
+        )
         chosen.append(first + (rank < wanted.unsqueeze(-1)).flatten().nonzero().flatten())
     return torch.cat(chosen) if chosen else taken[:0]
 
@@ -202,13 +205,17 @@ def _best_of_one_row(tiles: Iterable[Tile], taken: Tensor, k: int) -> Tensor:
 def _free_scores(first: int, scores: Tensor, taken: Tensor) -> Tensor:
     if not bool(scores.isfinite().all()):
         raise FloatingPointError("the scores that growth ranks hold NaN or infinity")
-    low, high = torch.searchsorted(taken, torch.tensor([first, first + scores.numel()], device=taken.device)).tolist()
+    low, high = torch.searchsorted(
+        taken, torch.tensor([first, first + scores.numel()], device=taken.device)
+    ).tolist()
     free = scores.clone()
     free[taken[low:high] - first] = -torch.inf
     return free
 
 
-def _random_tiles(grid: Grid, generator: torch.Generator, device: torch.device, size: int = 1 << 20) -> Iterator[Tile]:
+def _random_tiles(
+    grid: Grid, generator: torch.Generator, device: torch.device, size: int = 1 << 20
+) -> Iterator[Tile]:
     rows_at_once = max(1, size // grid.competitors)
     for row in range(0, grid.rows, rows_at_once):
         rows = min(rows_at_once, grid.rows - row)

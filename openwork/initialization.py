@@ -19,7 +19,9 @@ seed and gain are respected. ``kaiming``: drawn anew from ``N(0, 2 / inputs kept
 for networks that are trained already."""
 
 
-def initial_values(values: Tensor, units: Tensor, shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tensor:
+def initial_values(
+    values: Tensor, units: Tensor, shape: tuple[int, ...], init: Init, generator: torch.Generator
+) -> Tensor:
     """Initial values of the kept connections of one parameter.
 
     Args:

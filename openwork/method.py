@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +26,7 @@ SHELVES = ("openwork.train", "openwork.prune")
 """Packages whose modules hold methods, one a module."""
 
 M = TypeVar("M", bound="type[Method]")
+N = TypeVar("N", bound="Method")
 
 _REGISTRY: dict[str, type[Method]] = {}
 
@@ -75,6 +76,16 @@ class Method:
         digest = hashlib.blake2b(f"{self.seed} {purpose}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
+    def limits(self) -> Iterable[tuple[Method, Method]]:
+        """Pairs ``(a setting of this method, a simpler method)`` that give the same network bit for bit, such as the method
+        with one of its parts switched off and what remains. The conformance suite holds the method to them.
+        """
+        return ()
+
+    def reduced_to(self, simpler: type[N]) -> N:
+        """A simpler method with the options that both have."""
+        return simpler(**{f.name: getattr(self, f.name) for f in dataclasses.fields(simpler)})
+
     def record(self) -> dict[str, Any]:
         """The method as plain data: its name and every option, for checkpoints and recipes."""
         options = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -89,7 +100,10 @@ def check_fraction(what: str, value: float, *, below_one: bool = False) -> None:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+        return {
+            "type": type(value).__name__,
+            **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)},
+        }
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -98,12 +112,14 @@ def _plain(value: Any) -> Any:
 
 
 def method(*, paper: str, kind: str, name: str | None = None) -> Callable[[M], M]:
-    """Register a method under ``name`` (its module's name by default), with its paper and its kind (``train``, ``prune``, ...)."""
+    """Register a method under ``name`` (its module's name by default), with its paper and its kind (``train``, ``prune``)."""
 
     def register(cls: M) -> M:
         key = name or cls.__module__.rpartition(".")[2]
         if key in _REGISTRY and _REGISTRY[key].__module__ != cls.__module__:
-            raise ValueError(f"two methods want the name {key!r}: {_REGISTRY[key].__module__} and {cls.__module__}")
+            raise ValueError(
+                f"two methods want the name {key!r}: {_REGISTRY[key].__module__} and {cls.__module__}"
+            )
         cls.name, cls.paper, cls.kind = key, paper, kind
         _REGISTRY[key] = cls
         return cls

@@ -27,7 +27,7 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense, TorchDense
 from openwork.layouts.layout import Layout, layouts
 from openwork.layouts.linear import SparseLinear
-from openwork.layouts.packed import DenseLinear, PackedLinear
+from openwork.layouts.packed import DenseLinear, PackedLinear, fixed_bias
 from openwork.progress import track
 from openwork.scores import run
 from openwork.timing import Latency, latencies
@@ -106,9 +106,14 @@ class Decisions:
             for row in self.rows
         ]
         widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-        table = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in [header, *lines]]
+        table = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in [header, *lines]
+        ]
         busy = sum(not row.calm for row in self.rows)
-        note = [f"{busy} of {len(self.rows)} choices were made while other processes kept the cores busy: pack again when it is calm"]
+        note = [
+            f"{busy} of {len(self.rows)} choices were made while other processes kept the cores busy: pack again when it is calm"
+        ]
         return "\n".join([*table, *(note if busy else [])])
 
 
@@ -127,9 +132,9 @@ def pack_(
 
     Args:
         model: trained, sparse or not.
-        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. Decides the size
-            of batch that each layer is measured at.
-        batches: sizes of batch to serve, instead of the one of ``example_inputs``; each layer then keeps the best layout for each.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. Decides
+            the size of batch that each layer is measured at.
+        batches: sizes of batch to serve, instead of the one of ``example_inputs``; a layer keeps the best layout for each.
         seconds: to spend on measuring each layer at each size.
         cache: remember choices for this machine (in ``$OPENWORK_CACHE``, or the user's cache folder).
 
@@ -152,7 +157,9 @@ def pack_(
     for name, rows in track(list(rows_seen.items()), "packing"):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        sizes = sorted({rows} if batches is None else {max(1, round(rows / samples * batch)) for batch in batches})
+        sizes = sorted(
+            {rows} if batches is None else {max(1, round(rows / samples * batch)) for batch in batches}
+        )
         behind, activation = fused.get(name, ("", "none"))
         chosen, told = _choose(name, layer, sizes, seconds, memory)
         decisions += told
@@ -189,7 +196,9 @@ def _samples(inputs: Any) -> int:
     """The size of batch of the example inputs: the first axis of the first tensor."""
     if isinstance(inputs, Tensor):
         return max(1, inputs.shape[0]) if inputs.dim() else 1
-    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else ()
+    parts = (
+        inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else ()
+    )
     return next((_samples(part) for part in parts if isinstance(part, Tensor)), 1)
 
 
@@ -205,10 +214,23 @@ def _choose(
         dense = min((n for n in times if issubclass(shelf[n], Dense)), key=lambda n: times[n])
         best = _winner(times, dense)
         chosen[batch] = shelf[best].build(topology, values, batch)
-        why = "fastest here" if not issubclass(shelf[best], Dense) else _why_dense(topology, times, dense, shelf)
+        why = (
+            "fastest here"
+            if not issubclass(shelf[best], Dense)
+            else _why_dense(topology, times, dense, shelf)
+        )
         told.append(
             Decision(
-                name, topology.shape, topology.kept, batch, best, dense, times[dense] * 1e3, times[best] * 1e3, why, calm
+                name,
+                topology.shape,
+                topology.kept,
+                batch,
+                best,
+                dense,
+                times[dense] * 1e3,
+                times[best] * 1e3,
+                why,
+                calm,
             )
         )
     return chosen, told
@@ -246,7 +268,11 @@ def _why_dense(topology: CSR, times: dict[str, float], dense: str, shelf: dict[s
     density = topology.kept / max(1, topology.shape[0] * topology.shape[1])
     # The time of a sparse layout is about proportional to what it keeps.
     needed = 1.0 - density * times[dense] / (sparse[fastest] * MARGIN)
-    wins = f"would win from a sparsity of about {needed:.2f}" if 0.0 < needed < 0.999 else "no sparsity would win at this size"
+    wins = (
+        f"would win from a sparsity of about {needed:.2f}"
+        if 0.0 < needed < 0.999
+        else "no sparsity would win at this size"
+    )
     return f"stays dense: {fastest} takes {sparse[fastest] / times[dense]:.2f} times as long, {wins}"
 
 
@@ -284,8 +310,7 @@ def _connections(layer: nn.Linear) -> tuple[CSR, Tensor]:
 def _packed(layer: nn.Linear, chosen: dict[int, Layout], activation: str) -> nn.Module:
     if any(not isinstance(held, Dense) for held in chosen.values()):
         topology, values = _connections(layer)
-        bias = None if layer.bias is None else layer.bias.detach()
-        return PackedLinear.pack(topology, values, bias, chosen, activation)
+        return PackedLinear.pack(topology, values, fixed_bias(layer), chosen, activation)
     dense = {batch: held for batch, held in chosen.items() if isinstance(held, Dense)}
     if isinstance(layer, SparseLinear):
         layer = layer.to_linear()
@@ -315,7 +340,9 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _verify(model: nn.Module, example_inputs: Any, expected: Any, changes: list[tuple[str, nn.Module, nn.Module]]) -> None:
+def _verify(
+    model: nn.Module, example_inputs: Any, expected: Any, changes: list[tuple[str, nn.Module, nn.Module]]
+) -> None:
     outputs = run(model, example_inputs)
     for before, after in zip(_tensors(expected), _tensors(outputs), strict=True):
         scale = before.abs().max().clamp(min=1e-12)
@@ -324,15 +351,21 @@ def _verify(model: nn.Module, example_inputs: Any, expected: Any, changes: list[
             for name, old, _ in changes:
                 _put(model, name, old)
             raise RuntimeError(
-                f"packing changed the outputs by {error:.2e} of their largest value, more than rounding explains; the model was put back as "
-                "it was. Please report this with the model's shapes"
+                f"packing changed the outputs by {error:.2e} of their largest value, more than rounding explains; the model was "
+                "put back as it was. Please report this with the model's shapes"
             )
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
     if isinstance(outputs, Tensor):
         return [outputs] if outputs.is_floating_point() else []
-    parts = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, (tuple, list)) else ()
+    parts = (
+        outputs.values()
+        if isinstance(outputs, dict)
+        else outputs
+        if isinstance(outputs, (tuple, list))
+        else ()
+    )
     return [t for part in parts for t in _tensors(part)]
 
 
@@ -341,7 +374,14 @@ def _key(topology: CSR, values: Tensor, batch: int) -> str:
     outputs, inputs = topology.shape
     density = topology.kept / max(1, outputs * inputs)
     suited = [cls.name for cls in layouts() if cls.unsuited(topology, values, batch) is None]
-    parts = [outputs, inputs, f"{density:.2f}" if density > 0.1 else f"{density:.3f}", batch, str(values.dtype), suited]
+    parts = [
+        outputs,
+        inputs,
+        f"{density:.2f}" if density > 0.1 else f"{density:.3f}",
+        batch,
+        str(values.dtype),
+        suited,
+    ]
     return json.dumps(parts, separators=(",", ":"))
 
 
@@ -349,9 +389,19 @@ class _Memory:
     """Times measured before on this machine: a small JSON file, valid for one version, instruction set and number of threads."""
 
     def __init__(self) -> None:
-        setting = [version("openwork"), torch.__version__, isa(), torch.get_num_threads(), os.cpu_count(), _processor()]
+        setting = [
+            version("openwork"),
+            torch.__version__,
+            isa(),
+            torch.get_num_threads(),
+            os.cpu_count(),
+            _processor(),
+        ]
         digest = hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:16]
-        folder = os.environ.get("OPENWORK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openwork"
+        folder = (
+            os.environ.get("OPENWORK_CACHE")
+            or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openwork"
+        )
         self.path = Path(folder) / "pack" / f"{digest}.json"
         self.known: dict[str, dict[str, float]] = {}
         try:

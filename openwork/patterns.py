@@ -224,7 +224,9 @@ class NM(Pattern):
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep <= self.of or self.of < 1:
-            raise ValueError(f"NM keeps `keep` of every `of` inputs, 0 <= keep <= of; got keep={self.keep}, of={self.of}")
+            raise ValueError(
+                f"NM keeps `keep` of every `of` inputs, 0 <= keep <= of; got keep={self.keep}, of={self.of}"
+            )
 
     def misfit(self, shape: Shape) -> str | None:
         if len(shape) < 2:
@@ -331,7 +333,8 @@ _SPELLINGS: tuple[tuple[str, type[Pattern]], ...] = (
 
 def pattern(spelling: str | Pattern) -> Pattern:
     """Read a pattern from its spelling: ``"unstructured"``, ``"2:4"``, ``"block 4x1"``, ``"fan-in"``, ``"fan-in 32"``,
-    ``"groups 0"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern."""
+    ``"groups 0"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern.
+    """
     if isinstance(spelling, Pattern):
         return spelling
     for form, cls in _SPELLINGS:

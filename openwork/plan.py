@@ -117,7 +117,11 @@ class Plan:
         """What was asked for, in words."""
         if self.method.reads_zeros:
             return "the zeros of the model"
-        return f"{self.method.kept} kept" if self.method.kept is not None else f"sparsity {self.method.sparsity:g}"
+        return (
+            f"{self.method.kept} kept"
+            if self.method.kept is not None
+            else f"sparsity {self.method.sparsity:g}"
+        )
 
     def __str__(self) -> str:
         header = ("parameter", "shape", "pattern", "sparsity", "density", "kept", "of", "why")
@@ -137,7 +141,10 @@ class Plan:
         widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
         numeric = {3, 4, 5, 6}
         table = [
-            "  ".join(cell.rjust(w) if i in numeric else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            "  ".join(
+                cell.rjust(w) if i in numeric else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
             for line in [header, *lines]
         ]
         total = f"{self.method.name}: asked {self.asked}; sparsity {self.sparsity:.6f}, {self.kept} of {self.numel} kept"
@@ -183,9 +190,15 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
             shared.append(w)
     if not shared and not fixed:
         reasons = "; ".join(f"{name} ({why})" for name, why in dense.items()) or "the model has no weights"
-        raise ValueError(f"{method.name} finds nothing to make sparse: {reasons}. Use include=('glob',) to add a parameter by name")
+        raise ValueError(
+            f"{method.name} finds nothing to make sparse: {reasons}. Use include=('glob',) to add a parameter by name"
+        )
     counts = dict(zip((w.name for w in shared), _allocate(method, shared, scores), strict=True))
-    fixed |= {w.name: w.parameter.numel() for w in weights if w.stored and w.name not in dense and not method.shrinks}
+    fixed |= {
+        w.name: w.parameter.numel()
+        for w in weights
+        if w.stored and w.name not in dense and not method.shrinks
+    }
     rows = []
     for w in weights:
         size = math.prod(w.shape)
@@ -195,7 +208,16 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
         wanted = fixed.get(w.name, counts.get(w.name, size))
         as_it_is = w.name in fixed and (w.stored or method.reads_zeros)
         kept = wanted if as_it_is else chosen.legal_kept(w.shape, wanted)
-        rows.append(Row(w, chosen, kept, _why(w, method, kept, size, w.name in fixed), sparse=True, fixed=w.name in fixed))
+        rows.append(
+            Row(
+                w,
+                chosen,
+                kept,
+                _why(w, method, kept, size, w.name in fixed),
+                sparse=True,
+                fixed=w.name in fixed,
+            )
+        )
     return Plan(method, tuple(rows))
 
 
@@ -207,7 +229,9 @@ def wanted_total(method: Method, size: int) -> int:
     """
     total = round((1.0 - method.sparsity) * size) if method.kept is None else method.kept
     if not 0 <= total <= size:
-        raise ValueError(f"kept={total} was asked for, and the parameters to make sparse have {size} connections in all")
+        raise ValueError(
+            f"kept={total} was asked for, and the parameters to make sparse have {size} connections in all"
+        )
     return total
 
 
@@ -226,7 +250,9 @@ def prunable(model: nn.Module) -> list[Weight]:
             seen.add(id(parameter))
             full = f"{prefix}.{name}" if prefix else name
             if isinstance(parameter, UninitializedParameter):
-                raise ValueError(f"parameter {full} has no shape yet: run the model once on an example before planning")
+                raise ValueError(
+                    f"parameter {full} has no shape yet: run the model once on an example before planning"
+                )
             weight = _weight(full, module, parameter)
             if weight is not None:
                 found.append(_tied(weight, owners[id(parameter)]))
@@ -244,7 +270,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-_MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_MATRICES = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -278,17 +311,23 @@ def _tied(weight: Weight, owners: Sequence[tuple[str, nn.Module]]) -> Weight:
 
 
 def _allocate(method: Method, weights: Sequence[Weight], scores: Mapping[str, Tensor] | None) -> list[int]:
+    if not weights:
+        return []
     shapes = [w.shape for w in weights]
     total = wanted_total(method, sum(math.prod(shape) for shape in shapes))
     rule = allocation(method.allocation)
     ranked = None
     if rule.needs_scores:
         ranked = [scores[w.name] if scores is not None else _magnitudes(w) for w in weights]
-    return rule.counts(shapes, total, ranked) if weights else []
+    return rule.counts(shapes, total, ranked)
 
 
 def _magnitudes(weight: Weight) -> Tensor:
-    held = weight.module.weight if isinstance(weight.module, SparseLinear) else weight.oriented(weight.parameter.detach())
+    held = (
+        weight.module.weight
+        if isinstance(weight.module, SparseLinear)
+        else weight.oriented(weight.parameter.detach())
+    )
     return held.abs()
 
 
@@ -297,7 +336,9 @@ def _why(weight: Weight, method: Method, kept: int, size: int, fixed: bool) -> s
         return "stored topology"
     if fixed:
         return "zeros of the model" if method.reads_zeros else "override"
-    label = method.allocation if isinstance(method.allocation, str) else type(method.allocation).__name__.lower()
+    label = (
+        method.allocation if isinstance(method.allocation, str) else type(method.allocation).__name__.lower()
+    )
     return f"capped dense by {label}" if kept == size and method.sparsity > 0 else label
 
 
@@ -318,10 +359,13 @@ def _globs_must_match(method: Method, names: list[str]) -> None:
     for option in ("include", "exclude", "overrides"):
         globs = getattr(method, option)
         if isinstance(globs, str):
-            raise ValueError(f"{option} is a tuple of globs, got the string {globs!r}: write {option}=({globs!r},)")
+            raise ValueError(
+                f"{option} is a tuple of globs, got the string {globs!r}: write {option}=({globs!r},)"
+            )
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in names):
                 near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
                 raise ValueError(
-                    f"{option}: {glob!r} matches no parameter that could be sparse; the nearest names are {', '.join(near) or 'none'}"
+                    f"{option}: {glob!r} matches no parameter that could be sparse; the nearest names are "
+                    f"{', '.join(near) or 'none'}"
                 )

@@ -1,8 +1,8 @@
 """Makes a dense model sparse at once: scores, a plan, masks, zeros.
 
-    pruned = ow.sparsify_(model, ow.Magnitude(sparsity=0.9, allocation="lamp"))
-    print(pruned.plan)
-    ow.attach(model, optimizer, ow.KeepZeros(), masks=pruned.masks)        # fine-tune and keep every zero
+pruned = ow.sparsify_(model, ow.Magnitude(sparsity=0.9, allocation="lamp"))
+print(pruned.plan)
+ow.attach(model, optimizer, ow.KeepZeros(), masks=pruned.masks)        # fine-tune and keep every zero
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Pruning(Method):
             raise ValueError(f"rounds must be at least 1; got {self.rounds}")
 
     @abstractmethod
-    def scores(self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss) -> Scores:
+    def scores(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss
+    ) -> Scores:
         """Score connections, higher = keep.
 
         Args:
@@ -68,7 +70,9 @@ class Pruned:
         return str(self.plan)
 
 
-def sparsify_(model: nn.Module, method: Pruning, *, data: Iterable[Batch] | None = None, loss: Loss | None = None) -> Pruned:
+def sparsify_(
+    model: nn.Module, method: Pruning, *, data: Iterable[Batch] | None = None, loss: Loss | None = None
+) -> Pruned:
     """Set the least important connections of ``model`` to zero, in place.
 
     Args:
@@ -85,20 +89,30 @@ def sparsify_(model: nn.Module, method: Pruning, *, data: Iterable[Batch] | None
         ValueError: see :func:`openwork.plan.plan`; also scores that are NaN. The model has not changed then.
     """
     if not isinstance(method, Pruning):
-        raise TypeError(f"{type(method).__name__} works while a model trains: use ow.attach(model, optimizer, method)")
+        raise TypeError(
+            f"{type(method).__name__} works while a model trains: use ow.attach(model, optimizer, method)"
+        )
     model = unwrapped(model)
     layout = plan(model, method)
     weights = {row.name: row.weight for row in layout.sparse}
     if stored := [name for name, w in weights.items() if w.stored]:
-        raise ValueError(f"{', '.join(stored)} already hold only their kept connections: exclude them, or use to_dense_ first")
+        raise ValueError(
+            f"{', '.join(stored)} already hold only their kept connections: exclude them, or use to_dense_ first"
+        )
     loss = loss or nn.functional.cross_entropy
     if method.rounds > 1 and data is not None and not isinstance(data, (list, tuple)):
         data = list(data)
     before = {name: w.parameter.detach().clone() for name, w in weights.items()}
-    masks = {name: torch.ones(w.shape, dtype=torch.bool, device=w.parameter.device) for name, w in weights.items()}
+    masks = {
+        name: torch.ones(w.shape, dtype=torch.bool, device=w.parameter.device) for name, w in weights.items()
+    }
     try:
         for kept in _rounds(method, layout):
-            scores = _alive(method.scores(model, {name: w.parameter for name, w in weights.items()}, data, loss), weights, masks)
+            scores = _alive(
+                method.scores(model, {name: w.parameter for name, w in weights.items()}, data, loss),
+                weights,
+                masks,
+            )
             layout = plan(model, dataclasses.replace(method, kept=kept), scores)
             masks = {row.name: row.pattern.choose(scores[row.name], row.kept) for row in layout.sparse}
             _apply(weights, masks)
@@ -113,9 +127,10 @@ def sparsify_(model: nn.Module, method: Pruning, *, data: Iterable[Batch] | None
 def _rounds(method: Pruning, layout: Plan) -> list[int]:
     """Connections kept after each round, a geometric sequence that ends exactly at what was asked for."""
     size = sum(row.numel for row in layout.sparse if not row.fixed)
+    if not size:
+        return [0]
     final = wanted_total(method, size)
-    steps = [round(size * (final / size) ** (r / method.rounds)) for r in range(1, method.rounds)] if size else []
-    return [*steps, final]
+    return [*(round(size * (final / size) ** (r / method.rounds)) for r in range(1, method.rounds)), final]
 
 
 def _alive(scores: Scores, weights: Mapping[str, Weight], masks: Mapping[str, Tensor]) -> Scores:
@@ -124,7 +139,9 @@ def _alive(scores: Scores, weights: Mapping[str, Weight], masks: Mapping[str, Te
     for name, w in weights.items():
         score = w.oriented(scores[name])
         if bool(score.isnan().any()):
-            raise ValueError(f"the scores of {name} hold NaN: nothing was pruned; check the data and the model's outputs")
+            raise ValueError(
+                f"the scores of {name} hold NaN: nothing was pruned; check the data and the model's outputs"
+            )
         oriented[name] = torch.where(masks[name], score, -math.inf)
     return oriented
 

@@ -64,7 +64,7 @@ class Polynomial(Schedule):
     power: float = 3.0
 
     def remaining(self, progress: float) -> float:
-        return (1.0 - progress) ** self.power
+        return float((1.0 - progress) ** self.power)
 
 
 @dataclass(frozen=True, kw_only=True)

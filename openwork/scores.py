@@ -49,7 +49,11 @@ def snip(model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[B
 
 
 def grasp(
-    model: nn.Module, parameters: Mapping[str, Tensor], batches: Iterable[Batch], loss: Loss, temperature: float = 200.0
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+    loss: Loss,
+    temperature: float = 200.0,
 ) -> Scores:
     """GraSP: ``w * (H g)``, what keeps the gradient flowing (Wang et al., 2020, arXiv 2002.07376).
 
@@ -62,14 +66,19 @@ def grasp(
         kept = list(_some(batches, "GraSP"))
         fixed = [torch.zeros_like(w) for w in weights]
         for inputs, targets in kept:
-            for sum_, g in zip(fixed, _gradients(loss(run(model, inputs) / temperature, targets), weights), strict=True):
+            for sum_, g in zip(
+                fixed, _gradients(loss(run(model, inputs) / temperature, targets), weights), strict=True
+            ):
                 sum_ += g
         curved = [torch.zeros_like(w) for w in weights]
         for inputs, targets in kept:
-            g = torch.autograd.grad(
-                loss(run(model, inputs) / temperature, targets), weights, create_graph=True, materialize_grads=True
+            flow = torch.autograd.grad(
+                loss(run(model, inputs) / temperature, targets),
+                weights,
+                create_graph=True,
+                materialize_grads=True,
             )
-            alignment = torch.stack([(a * b).sum() for a, b in zip(fixed, g, strict=True)]).sum()
+            alignment = torch.stack([(a * b).sum() for a, b in zip(fixed, flow, strict=True)]).sum()
             for sum_, h in zip(curved, _gradients(alignment, weights), strict=True):
                 sum_ += h
         return {name: w.detach() * h for (name, w), h in zip(parameters.items(), curved, strict=True)}
@@ -164,4 +173,6 @@ def _some(batches: Iterable[Batch], method: str) -> Iterator[Batch]:
         empty = False
         yield batch
     if empty:
-        raise ValueError(f"{method} scores connections on data, and the data given holds no batch: give at least one")
+        raise ValueError(
+            f"{method} scores connections on data, and the data given holds no batch: give at least one"
+        )

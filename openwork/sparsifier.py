@@ -97,7 +97,13 @@ class Sparsifier:
         state: tensors a method keeps from update to update, by name; saved and restored with everything else.
     """
 
-    def __init__(self, plan: Plan, method: Training, optimizers: Sequence[Optimizer], connections: Sequence[Connections]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        method: Training,
+        optimizers: Sequence[Optimizer],
+        connections: Sequence[Connections],
+    ) -> None:
         self.plan = plan
         self.method = method
         self.optimizers = tuple(optimizers)
@@ -115,7 +121,9 @@ class Sparsifier:
                 self.optimizers[0].register_step_pre_hook(self._on_step),
                 self.optimizers[0].register_step_post_hook(lambda *_: self._after_step()),
             ]
-            self._handles += [o.register_step_post_hook(lambda *_: self._restore_zeros()) for o in self.optimizers[1:]]
+            self._handles += [
+                o.register_step_post_hook(lambda *_: self._restore_zeros()) for o in self.optimizers[1:]
+            ]
         method.attached(self)
         self._look_ahead()
 
@@ -139,13 +147,15 @@ class Sparsifier:
         width = max(len(name) for name in self.connections)
         wanted = {row.name: row.kept for row in self.plan.sparse}
         lines = [
-            f"{name.ljust(width)}  wanted {wanted[name]:>9}  kept {c.kept:>9} of {c.numel:>9}  sparsity {1 - c.kept / c.numel:.4f}"
+            f"{name.ljust(width)}  wanted {wanted[name]:>9}  kept {c.kept:>9} of {c.numel:>9}  "
+            f"sparsity {1 - c.kept / c.numel:.4f}"
             for name, c in self.connections.items()
         ]
         return "\n".join(
             [
                 f"{self.method.name} after step {self.step_count}: asked {self.plan.asked}, sparsity {self.sparsity:.6f}, "
-                f"{self.updates} updates of the topology" + (f", {self.skipped} skipped" if self.skipped else ""),
+                f"{self.updates} updates of the topology"
+                + (f", {self.skipped} skipped" if self.skipped else ""),
                 *lines,
             ]
         )
@@ -175,7 +185,9 @@ class Sparsifier:
             "skipped": self.skipped,
             "generator": self.generator.get_state(),
             "positions": {name: c.positions for name, c in self.connections.items()},
-            "momentum": {n: m for n, c in self.connections.items() if (m := getattr(c, "momentum", None)) is not None},
+            "momentum": {
+                n: m for n, c in self.connections.items() if (m := getattr(c, "momentum", None)) is not None
+            },
             "state": dict(self.state),
         }
 
@@ -202,7 +214,9 @@ class Sparsifier:
         _same_run(state, self.method, {name: c.weight.shape for name, c in self.connections.items()})
         for name, c in self.connections.items():
             if c.weight.stored and not torch.equal(state["positions"][name].to(c.device), c.positions):
-                raise ValueError(f"the stored topology of {name} is not the saved one: load the model's state_dict first")
+                raise ValueError(
+                    f"the stored topology of {name} is not the saved one: load the model's state_dict first"
+                )
 
     def _due(self, step: int) -> bool:
         return self.method.due(step)
@@ -268,7 +282,11 @@ class Sparsifier:
                 self.method.update(self, self.step_count)
         except FloatingPointError as reason:
             self.skipped += 1
-            warnings.warn(f"topology update at step {self.step_count} skipped: {reason}", SparsifierWarning, stacklevel=2)
+            warnings.warn(
+                f"topology update at step {self.step_count} skipped: {reason}",
+                SparsifierWarning,
+                stacklevel=2,
+            )
             return
         self.updates += 1
         for optimizer in self.optimizers:
@@ -305,7 +323,9 @@ def attach(
         ValueError: see :func:`openwork.plan.plan`; also masks of unknown parameters or wrong shape.
     """
     if not isinstance(method, Training):
-        raise TypeError(f"{type(method).__name__} is no method that works while a model trains: use ow.sparsify_(model, method)")
+        raise TypeError(
+            f"{type(method).__name__} is no method that works while a model trains: use ow.sparsify_(model, method)"
+        )
     optimizers = _optimizers(optimizer)
     method.due(1)  # what is missing to answer is said before anything changes
     layout = plan(model, method)
@@ -330,7 +350,11 @@ def attach(
                 c.write(positions, initial_values(c.values, units, row.shape, method.init, generator))
         c.after_step()
         if optimizers and c.optimizer is None and row.weight.parameter.requires_grad:
-            warnings.warn(f"{row.name} will be sparse, but no optimizer given here trains it", SparsifierWarning, stacklevel=2)
+            warnings.warn(
+                f"{row.name} will be sparse, but no optimizer given here trains it",
+                SparsifierWarning,
+                stacklevel=2,
+            )
         connections.append(c)
     sparsifier = Sparsifier(layout, method, optimizers, connections)
     if resume is not None:
@@ -339,15 +363,17 @@ def attach(
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    several = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
-    found = []
+    several: list[Any] = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+    found: list[Optimizer] = []
     for o in several:
         if o is None:
             continue
-        while not isinstance(o, Optimizer):
+        while not isinstance(o, Optimizer):  # a wrapper, whatever its annotation says
             inner = getattr(o, "optimizer", None)
             if inner is None:
-                raise TypeError(f"attach needs a torch.optim.Optimizer or a wrapper that holds one as .optimizer; got {type(o).__name__}")
+                raise TypeError(
+                    f"attach needs a torch.optim.Optimizer or a wrapper that holds one as .optimizer; got {type(o).__name__}"
+                )
             o = inner
         found.append(o)
     return found
@@ -358,10 +384,14 @@ def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Sha
     saved, own = state["method"], method.record()
     different = [key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key)]
     if different:
-        told = ", ".join(f"{key}: saved {saved.get(key)!r}, now {own.get(key)!r}" for key in sorted(different))
+        told = ", ".join(
+            f"{key}: saved {saved.get(key)!r}, now {own.get(key)!r}" for key in sorted(different)
+        )
         raise ValueError(f"the saved state is of another run: {told}. Attach the method that was saved")
     if missing := shapes.keys() ^ state["positions"].keys():
-        raise ValueError(f"the saved state covers other parameters: only one side has {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"the saved state covers other parameters: only one side has {', '.join(sorted(missing))}"
+        )
     for name, shape in shapes.items():
         positions = state["positions"][name]
         if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= math.prod(shape)):
@@ -377,13 +407,19 @@ def _given_positions(
         return None
     names = {row.name for row in layout.sparse}
     if unknown := masks.keys() - names:
-        raise ValueError(f"masks are given for {', '.join(sorted(unknown))}, which the plan does not make sparse; it covers {', '.join(sorted(names))}")
+        raise ValueError(
+            f"masks are given for {', '.join(sorted(unknown))}, which the plan does not make sparse; it covers "
+            f"{', '.join(sorted(names))}"
+        )
     if missing := names - masks.keys():
-        raise ValueError(f"no mask is given for {', '.join(sorted(missing))}: give one for each, or exclude them")
+        raise ValueError(
+            f"no mask is given for {', '.join(sorted(missing))}: give one for each, or exclude them"
+        )
     for row in layout.sparse:
         if tuple(masks[row.name].shape) != row.shape or masks[row.name].dtype != torch.bool:
             raise ValueError(
-                f"the mask of {row.name} must be boolean of shape {list(row.shape)}; got {masks[row.name].dtype} {list(masks[row.name].shape)}"
+                f"the mask of {row.name} must be boolean of shape {list(row.shape)}; "
+                f"got {masks[row.name].dtype} {list(masks[row.name].shape)}"
             )
     return {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
 

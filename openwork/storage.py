@@ -39,8 +39,14 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
         ValueError: no layer can be replaced, or a mask fits no linear layer of the model.
     """
     if isinstance(model, nn.Linear):
-        raise ValueError("the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask)")
-    candidates = {w.name: w for w in prunable(model) if type(w.module) is nn.Linear and not w.reason and not _shared(model, w)}
+        raise ValueError(
+            "the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask)"
+        )
+    candidates = {
+        w.name: w
+        for w in prunable(model)
+        if type(w.module) is nn.Linear and not w.reason and not _shared(model, w)
+    }
     if isinstance(topology, Training):
         chosen = {}
         for row in plan(model, topology).sparse:
@@ -56,14 +62,18 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
     else:
         if topology is not None and (unknown := topology.keys() - candidates.keys()):
             raise ValueError(
-                f"masks are given for {', '.join(sorted(unknown))}; the linear layers that can hold only their kept connections are "
-                f"{', '.join(candidates) or 'none'}"
+                f"masks are given for {', '.join(sorted(unknown))}; the linear layers that can hold only their kept connections "
+                f"are {', '.join(candidates) or 'none'}"
             )
-        masks = {n: w.parameter.detach() != 0 for n, w in candidates.items()} if topology is None else topology
+        masks = (
+            {n: w.parameter.detach() != 0 for n, w in candidates.items()} if topology is None else topology
+        )
         chosen = {}
         for name, mask in masks.items():
             if mask.dtype != torch.bool or tuple(mask.shape) != candidates[name].shape:
-                raise ValueError(f"the mask of {name} must be boolean of shape {list(candidates[name].shape)}; got {described(mask)}")
+                raise ValueError(
+                    f"the mask of {name} must be boolean of shape {list(candidates[name].shape)}; got {described(mask)}"
+                )
             positions = mask.flatten().nonzero().flatten()
             chosen[name] = (positions, candidates[name].parameter.detach().flatten()[positions])
     if not chosen:

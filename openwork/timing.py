@@ -39,7 +39,9 @@ class Latency:
     disturbed: int
 
 
-def latencies(contenders: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, rounds: int = 15) -> dict[str, Latency]:
+def latencies(
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float = 0.3, rounds: int = 15
+) -> dict[str, Latency]:
     """Time contenders against each other.
 
     They take turns: one sample each, round after round. A sample calls its contender as often as it takes to fill
@@ -86,5 +88,5 @@ def _summary(samples: list[tuple[float, bool]]) -> Latency:
     calm = [seconds for seconds, disturbed in samples if not disturbed]
     # On a crowded machine hardly any sample is calm, and the few that are were the lucky ones.
     used = calm if 2 * len(calm) >= len(samples) else [seconds for seconds, _ in samples]
-    low, median, high = quantiles(used, n=4, method="inclusive") if len(used) > 1 else used * 3
+    low, median, high = quantiles(used, n=4, method="inclusive") if len(used) > 1 else (used[0],) * 3
     return Latency(median, low, high, len(used), len(samples) - len(calm))

@@ -52,10 +52,16 @@ def bench(
     wins = break_even(rows)
     if json:
         measured = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        show_json({"machine": asdict(machine()), "rows": measured, "break_even": [asdict(point) for point in wins]})
+        show_json(
+            {"machine": asdict(machine()), "rows": measured, "break_even": [asdict(point) for point in wins]}
+        )
         return
     say(str(machine()))
-    shown = rows if all_layouts else [row for row in rows if row.ms == min(r.ms for r in rows if _same_case(r, row))]
+    shown = (
+        rows
+        if all_layouts
+        else [row for row in rows if row.ms == min(r.ms for r in rows if _same_case(r, row))]
+    )
     show(
         [
             {

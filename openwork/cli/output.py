@@ -1,11 +1,16 @@
 """Data to stdout, as a table for people or as JSON for programs; talk to stderr."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Record: TypeAlias = Mapping[str, object]
 
@@ -19,7 +24,20 @@ def show(records: Sequence[Record], *, as_json: bool = False) -> None:
     if as_json:
         show_json(records)
     elif records:
-        _show_table(records)
+        show_table(_table(records))
+
+
+def show_table(table: Table) -> None:
+    """Print a table of rich. A pipe has no width: nothing is folded, cut or filled up there."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        wide = Console(width=10_000)
+        with wide.capture() as lines:
+            wide.print(table)
+        print("\n".join(line.rstrip() for line in lines.get().splitlines()))
 
 
 def show_json(data: object) -> None:
@@ -37,9 +55,8 @@ def complaint(error: Exception) -> str:
     return "\n".join([f"error: {error}", *(f"hint: {note}" for note in getattr(error, "__notes__", []))])
 
 
-def _show_table(records: Sequence[Record]) -> None:
+def _table(records: Sequence[Record]) -> Table:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -50,10 +67,4 @@ def _show_table(records: Sequence[Record]) -> None:
     for record in records:
         # Text, not str: a shape such as [300, 784] is not markup
         table.add_row(*(Text("" if value is None else str(value)) for value in record.values()))
-    if sys.stdout.isatty():
-        Console().print(table)
-    else:  # a pipe has no width: nothing is folded, cut or filled up
-        wide = Console(width=10_000)
-        with wide.capture() as lines:
-            wide.print(table)
-        print("\n".join(line.rstrip() for line in lines.get().splitlines()))
+    return table

@@ -68,7 +68,15 @@ def plan(
         }
         for row in made
     ]
-    show_json({"method": made.method.record(), "rows": rows, "kept": made.kept, "numel": made.numel, "sparsity": made.sparsity})
+    show_json(
+        {
+            "method": made.method.record(),
+            "rows": rows,
+            "kept": made.kept,
+            "numel": made.numel,
+            "sparsity": made.sparsity,
+        }
+    )
 
 
 def _model(name: str) -> nn.Module:

@@ -1,4 +1,7 @@
-"""What a model costs: bytes at rest, bytes in training, and time. Counted tensor by tensor, and timed; never estimated."""
+"""What a model costs: bytes at rest, bytes in training, and time.
+
+Bytes are counted tensor by tensor and times are taken; nothing is estimated.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def training_state(
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers: what the model takes to exist, the indices of kept weights included."""
+    """Bytes of all parameters and buffers, the indices of kept weights included."""
     return _bytes([*model.parameters(), *model.buffers()])
 
 

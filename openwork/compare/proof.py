@@ -1,4 +1,4 @@
-"""Save one trained network, load it again, pack it and time it: what is said about it is shown on the loaded one."""
+"""Save one trained network, load it again, pack and time what was loaded: what can be claimed of it."""
 
 from __future__ import annotations
 

@@ -15,21 +15,21 @@ class Standings:
     """What is known so far. Complete, or of fewer seeds where a contest was interrupted.
 
     Attributes:
-        trained: contestant -> its networks, one a seed.
-        proofs: contestant -> what was measured on its first network.
+        trained: contestant, in words -> its networks, one a seed.
+        proofs: contestant, in words -> what was measured on its first network.
     """
 
     def __init__(self) -> None:
-        self.trained: dict[Contestant, list[Trained]] = {}
-        self.proofs: dict[Contestant, Proof] = {}
+        self.trained: dict[str, list[Trained]] = {}
+        self.proofs: dict[str, Proof] = {}
 
     def add(self, trained: Trained) -> None:
         """Enter a network that was trained."""
-        self.trained.setdefault(trained.contestant, []).append(trained)
+        self.trained.setdefault(str(trained.contestant), []).append(trained)
 
     def rows(self) -> list[Row]:
         """The table, in the order of the contest."""
-        return [self._row(contestant) for contestant in self.trained if contestant in self.proofs]
+        return [self._row(name) for name in self.trained if name in self.proofs]
 
     def best(self) -> Trained | None:
         """The sparse network that is best on the validation part; the sparser one among equals."""
@@ -40,10 +40,10 @@ class Standings:
             sparse, key=lambda t: (t.validation.accuracy, t.sparsity, -t.validation.loss), default=None
         )
 
-    def _row(self, contestant: Contestant) -> Row:
-        networks, proof = self.trained[contestant], self.proofs[contestant]
+    def _row(self, name: str) -> Row:
+        networks, proof = self.trained[name], self.proofs[name]
         accuracies = tuple(network.test.accuracy for network in networks)
-        first = networks[0]
+        first, contestant = networks[0], networks[0].contestant
         return Row(
             method=contestant.name,
             sparsity_asked=contestant.sparsity,
@@ -90,10 +90,10 @@ def compete(
                 if bench is None:
                     with phase("timing dense kernels"):
                         bench = Bench(dense.model, setting.task.train.inputs, batches)
-                if contestant not in standings.proofs:
+                if str(contestant) not in standings.proofs:
                     with phase(f"saving, loading, packing and timing {contestant}"):
                         proof = bench.prove(trained, setting.model(seed + 1))
-                    standings.proofs[contestant] = proof
+                    standings.proofs[str(contestant)] = proof
                 standings.add(trained)
                 whole.advance()
                 yield standings, trained

@@ -82,39 +82,34 @@ def as_json(row: Row) -> dict[str, object]:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """The row as a person reads it: column -> text."""
+    """The row as a person reads it: column -> text, of several lines where that saves width."""
     spread = "" if row.accuracy_std is None else f" ± {100 * row.accuracy_std:.1f}"
-    speeds = {f"ms, batch {batch}": _speed(speed) for batch, speed in row.latency_ms.items()}
+    speeds = {
+        f"ms at {batch}": f"{milliseconds(speed.dense)} → {milliseconds(speed.packed)}\n{speed.ratio:.1f}x"
+        for batch, speed in row.latency_ms.items()
+    }
     return {
         "method": row.method,
         "asked": f"{100 * row.sparsity_asked:g} %",
         "sparsity": f"{100 * row.sparsity:.3f} %",
-        "kept": f"{row.kept:,}".replace(",", " "),
+        "kept": thousands(row.kept),
         "accuracy %": f"{100 * row.accuracy_mean:.1f}{spread}",
-        "file": kilobytes(row.file_bytes),
-        "weights": kilobytes(row.parameter_bytes),
-        "training": kilobytes(row.train_state_bytes),
+        "file kB": kilobytes(row.file_bytes),
+        "weights kB": kilobytes(row.parameter_bytes),
+        "training kB": kilobytes(row.train_state_bytes),
         **speeds,
         "layouts": layouts(row),
     }
 
 
 def layouts(row: Row) -> str:
-    """The layouts of the largest batch, layer by layer, and those of other batches where they differ."""
-    if not row.layouts:
-        return ""
-    batches = sorted(row.layouts, reverse=True)
-    usual = _layers(row.layouts[batches[0]])
-    others = [f"{_layers(row.layouts[b])} at {b}" for b in batches[1:] if _layers(row.layouts[b]) != usual]
-    return "; ".join([usual, *others])
-
-
-def _layers(chosen: Mapping[str, str]) -> str:
-    return ", ".join(f"{layer} {layout}" for layer, layout in chosen.items())
-
-
-def _speed(speed: Speed) -> str:
-    return f"{milliseconds(speed.dense)} → {milliseconds(speed.packed)}  {speed.ratio:4.1f}x"
+    """A line a layer: its layouts from the smallest batch to the largest, once where all are the same."""
+    by_batch = [chosen for _, chosen in sorted(row.layouts.items())]
+    lines = []
+    for layer in by_batch[0] if by_batch else ():
+        names = [chosen[layer] for chosen in by_batch]
+        lines.append(f"{layer} {' / '.join(names) if len(set(names)) > 1 else names[0]}")
+    return "\n".join(lines)
 
 
 def milliseconds(value: float) -> str:
@@ -124,7 +119,12 @@ def milliseconds(value: float) -> str:
 
 def kilobytes(count: int) -> str:
     """Thousands of bytes, as disks are sold."""
-    return f"{count / 1000:,.0f} kB".replace(",", " ")
+    return thousands(round(count / 1000))
+
+
+def thousands(count: int) -> str:
+    """An integer in groups of three digits."""
+    return f"{count:,}".replace(",", " ")
 
 
 def table(rows: Sequence[Row], title: str | None = None) -> Table:

@@ -33,7 +33,8 @@ def save(
     Every :class:`~openwork.layouts.linear.SparseLinear`, and every other parameter of two or more dimensions
     with enough zeros, is written as kept values and a compact index, in whichever layout takes the fewest
     bytes (:mod:`openwork.layouts.stored`); everything else as it is. Kept weights come back with the same
-    bits, NaN included. A -0.0 where nothing is kept, as pruning by multiplication leaves it, comes back as 0.0.
+    bits, NaN included; a -0.0 where nothing is kept, as pruning by multiplication leaves it, comes back as
+    0.0.
 
     The file is written beside ``path`` and moved there when complete, so a crash or a full disk never leaves
     half a file.

@@ -17,6 +17,15 @@ from torch import Tensor
 from openwork.kernels import native
 from openwork.kernels.topology import flat_positions, row_of, validate
 
+
+def _first_level_cache() -> int:
+    try:
+        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not a Unix, or one that does not tell
+        size = 0
+    return size if size > 0 else 32 * 1024
+
+
 TILE_WIDTH = 64
 """Samples in a feature-major tile (csrc/tiles.h)."""
 
@@ -28,6 +37,9 @@ BUCKETS = 26
 
 RUN_PADDING = 16
 """Entries behind the last run that kernels may read ahead (csrc/runs.h)."""
+
+FIRST_LEVEL_CACHE = _first_level_cache()
+"""Bytes of the data cache closest to a core."""
 
 PERMUTED = 5
 """Tensors in the walk of a transposed matrix; that of the matrix itself has four."""
@@ -71,7 +83,7 @@ class Prepared:
         if self._transposed is None:
             rows, columns = self.shape
             crow, col, permutation = torch.ops.openwork.transpose(self.crow, self.col, columns)
-            self._transposed = [*_walk(crow, col, (columns, rows)), permutation]
+            self._transposed = [*_walk(crow, col, (columns, rows), self.walk[2].shape[0]), permutation]
         return self._transposed
 
     @property
@@ -97,7 +109,8 @@ def prepare(crow: Tensor, col: Tensor, shape: tuple[int, int], name: str = "the 
     """
     validate(crow, col, shape, name)
     crow, col = crow.contiguous(), col.contiguous()
-    return Prepared(crow, col, (int(shape[0]), int(shape[1])), _walk(crow, col, shape))
+    walk = _walk(crow, col, shape, part_count(col.numel()))
+    return Prepared(crow, col, (int(shape[0]), int(shape[1])), walk)
 
 
 def block_columns(rows: int, columns: int, kept: int) -> int:
@@ -106,11 +119,7 @@ def block_columns(rows: int, columns: int, kept: int) -> int:
     All of them if a row would have less than four nonzeros in a block: reading its outputs again and again
     would cost more than the cache saves. Any choice gives the same bits.
     """
-    try:
-        cache = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        cache = 0
-    block = (cache if cache > 0 else 32 * 1024) // (TILE_WIDTH * 4)
+    block = FIRST_LEVEL_CACHE // (TILE_WIDTH * 4)
     return block if kept * block >= 4 * rows * columns else max(1, columns)
 
 
@@ -119,12 +128,12 @@ def part_count(kept: int) -> int:
     return max(1, min(torch.get_num_threads(), kept // 2048))
 
 
-def _walk(crow: Tensor, col: Tensor, shape: tuple[int, int]) -> list[Tensor]:
+def _walk(crow: Tensor, col: Tensor, shape: tuple[int, int], parts: int) -> list[Tensor]:
     if not (native.enabled() and crow.device.type == "cpu"):
         nothing = crow.new_zeros(0)
         return [col, nothing, nothing, nothing]
     rows, columns = shape
-    block, parts = block_columns(rows, columns, col.numel()), part_count(col.numel())
+    block = block_columns(rows, columns, col.numel())
     return [col, *torch.ops.openwork.plan_runs(crow, col, rows, columns, block, parts)]
 
 

@@ -54,7 +54,7 @@ def library() -> ModuleType:
     if len(runtimes) > 1:
         warnings.warn(
             f"{len(runtimes)} OpenMP runtimes are loaded ({', '.join(sorted(runtimes))}): "
-            "their threads fight for the cores and parallel code may be many times slower. Import torch first, "
+            "their threads fight for the cores, which can make parallel code many times slower. Import torch "
             "before other native libraries.",
             RuntimeWarning,
             stacklevel=2,

@@ -6,6 +6,7 @@ reordered once. Both are contenders.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from openwork.layouts.csr import CSR
 from openwork.layouts.layout import Layout, layout
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,
     "gelu": nn.functional.gelu,
     "gelu_tanh": lambda y: nn.functional.gelu(y, approximate="tanh"),

@@ -274,8 +274,8 @@ class SparseLinear(nn.Linear):
         if values.shape == self.weight_values.shape:
             self.weight_values.copy_(values)  # in the memory that flattened buckets and graphs point to
         else:
-            # A graph that is still alive (a loop's last loss) has an accumulator of the old size, which the new
-            # graph would share. Autograd makes a new one only when the type changes, so it changes on the way.
+            # A graph that is still alive (a loop's last loss) has an accumulator of the old size, which the
+            # new graph would share. Another is made only for another type, so the type changes on the way.
             other = torch.float64 if values.dtype == torch.float32 else torch.float32
             self.weight_values.data = values.new_empty(0, dtype=other)
             self.weight_values.data = values.clone()

@@ -54,7 +54,8 @@ class PackedLinear(SparseLinear):
         topology, values = self.topology, self.weight_values.detach()
         held = {batch: type(old) for batch, old in self.by_batch.items()}
         self.by_batch = {
-            batch: (Stream if cls.unsuited(topology, values, batch) else cls).build(topology, values, batch) for batch, cls in held.items()
+            batch: (Stream if cls.unsuited(topology, values, batch) else cls).build(topology, values, batch)
+            for batch, cls in held.items()
         }
 
     def extra_repr(self) -> str:
@@ -65,7 +66,8 @@ class PackedLinear(SparseLinear):
 
 class DenseLinear(nn.Linear):
     """An ordinary ``nn.Linear`` that computes inference with the dense kernel that was measured fastest. Made by
-    :func:`openwork.pack_` where no sparse layout wins."""
+    :func:`openwork.pack_` where no sparse layout wins.
+    """
 
     by_batch: Mapping[int, Dense]
     activation: str
@@ -83,19 +85,22 @@ class DenseLinear(nn.Linear):
         return _packed_forward(self, x, self.by_batch, self.activation)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.by_batch = {batch: type(old).hold(self.weight.detach(), batch) for batch, old in self.by_batch.items()}
+        super()._load_from_state_dict(*args, **kwargs)
+        self.by_batch = {
+            batch: type(old).hold(self.weight.detach(), batch) for batch, old in self.by_batch.items()
+        }
 
 
 def _packed_forward(layer: nn.Linear, x: Tensor, by_batch: Mapping[int, Layout], activation: str) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         raise RuntimeError(
-            "a packed layer is for inference and gives no gradients: run it under torch.no_grad(), or train the model and pack it afterwards"
+            "a packed layer is for inference and gives no gradients: run it under torch.no_grad(), or train the model and "
+            "pack it afterwards"
         )
     if x.shape[-1:] != (layer.in_features,):
         raise ValueError(f"this layer takes [..., {layer.in_features}], not {list(x.shape)}")
     rows = x.reshape(-1, layer.in_features).contiguous()
-    bias = None if layer.bias is None else layer.bias.detach()
+    bias = fixed_bias(layer)
     if rows.shape[0] == 0:
         y = activated(
             nn.functional.linear(rows, rows.new_zeros(layer.out_features, layer.in_features), bias),
@@ -105,6 +110,12 @@ def _packed_forward(layer: nn.Linear, x: Tensor, by_batch: Mapping[int, Layout],
         with torch.no_grad():
             y = nearest(by_batch, rows.shape[0]).linear(rows, bias, activation)
     return y.view(*x.shape[:-1], layer.out_features)
+
+
+def fixed_bias(layer: nn.Linear) -> Tensor | None:
+    """The bias of a layer without its history, if it has one."""
+    bias: Tensor | None = layer.bias
+    return None if bias is None else bias.detach()
 
 
 def nearest(by_batch: Mapping[int, Layout], batch: int) -> Layout:

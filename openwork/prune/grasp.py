@@ -13,7 +13,10 @@ from openwork.pruner import Pruning
 from openwork.scores import Batch, Loss, Scores, grasp
 
 
-@method(paper="Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow, ICLR 2020, arXiv 2002.07376", kind="prune")
+@method(
+    paper="Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow, ICLR 2020, arXiv 2002.07376",
+    kind="prune",
+)
 @dataclass(frozen=True, kw_only=True)
 class GraSP(Pruning):
     """Keep the connections of largest ``w * (H g)`` at initialisation, ranked over the whole network.
@@ -27,5 +30,7 @@ class GraSP(Pruning):
     allocation: str | Allocation = "global"
     temperature: float = 200.0
 
-    def scores(self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss) -> Scores:
+    def scores(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss
+    ) -> Scores:
         return grasp(model, weights, () if data is None else data, loss, self.temperature)

@@ -25,8 +25,8 @@ class Magnitude(Pruning):
     Who competes with whom is said by the words every method shares:
 
     - within each layer: ``allocation="uniform"`` (default);
-    - across all layers: ``allocation="global"``, with ``Global(floor=0.0005)`` for the paper's minimum of 0.05 % of the network in
-      every layer, or ``allocation="lamp"``;
+    - across all layers: ``allocation="global"``, with ``Global(floor=0.0005)`` for the paper's minimum of 0.05 % of the
+      network in every layer, or ``allocation="lamp"``;
     - within each output unit: ``pattern="fan-in"``.
 
     Masks are nested: the mask of a higher sparsity is contained in that of a lower one (within a layer, or globally).
@@ -34,5 +34,7 @@ class Magnitude(Pruning):
 
     allocation: str | Allocation = "uniform"
 
-    def scores(self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss) -> Scores:
+    def scores(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss
+    ) -> Scores:
         return {name: magnitude(weight) for name, weight in weights.items()}

@@ -13,7 +13,10 @@ from openwork.pruner import Pruning
 from openwork.scores import Batch, Loss, Scores, snip
 
 
-@method(paper="Lee et al., SNIP: Single-shot Network Pruning Based on Connection Sensitivity, ICLR 2019, arXiv 1810.02340", kind="prune")
+@method(
+    paper="Lee et al., SNIP: Single-shot Network Pruning Based on Connection Sensitivity, ICLR 2019, arXiv 1810.02340",
+    kind="prune",
+)
 @dataclass(frozen=True, kw_only=True)
 class SNIP(Pruning):
     """Keep the connections of largest ``|w * dL/dw|`` at initialisation, ranked over the whole network.
@@ -24,5 +27,7 @@ class SNIP(Pruning):
 
     allocation: str | Allocation = "global"
 
-    def scores(self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss) -> Scores:
+    def scores(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss
+    ) -> Scores:
         return snip(model, weights, () if data is None else data, loss)

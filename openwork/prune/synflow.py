@@ -13,7 +13,11 @@ from openwork.pruner import Pruning
 from openwork.scores import Batch, Loss, Scores, synflow
 
 
-@method(paper="Tanaka et al., Pruning Neural Networks without Any Data by Iteratively Conserving Synaptic Flow, NeurIPS 2020, arXiv 2006.05467", kind="prune")
+@method(
+    paper="Tanaka et al., Pruning Neural Networks without Any Data by Iteratively Conserving Synaptic Flow, "
+    "NeurIPS 2020, arXiv 2006.05467",
+    kind="prune",
+)
 @dataclass(frozen=True, kw_only=True)
 class SynFlow(Pruning):
     """Keep the connections that carry most synaptic flow ``|w * dR/dw|``, cutting a little in each of many rounds.
@@ -30,8 +34,12 @@ class SynFlow(Pruning):
     allocation: str | Allocation = "global"
     rounds: int = 100
 
-    def scores(self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss) -> Scores:
+    def scores(
+        self, model: nn.Module, weights: Mapping[str, nn.Parameter], data: Iterable[Batch] | None, loss: Loss
+    ) -> Scores:
         batch = next(iter(() if data is None else data), None)
         if batch is None:
-            raise ValueError("SynFlow needs to know what an input looks like: give data=[(inputs, targets)] with one batch")
+            raise ValueError(
+                "SynFlow needs to know what an input looks like: give data=[(inputs, targets)] with one batch"
+            )
         return synflow(model, weights, batch[0])

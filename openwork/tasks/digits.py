@@ -44,8 +44,8 @@ def digits() -> Task:
 
 
 def _content() -> bytes:
-    # The file is read where scikit-learn lies, without importing it: that takes seconds and brings a second OpenMP
-    # runtime into the process, whose threads fight with those of torch for the cores.
+    # The file is read where scikit-learn lies, without importing it: that takes seconds and brings a second
+    # OpenMP runtime into the process, whose threads fight with those of torch for the cores.
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise ImportError(

@@ -34,7 +34,9 @@ def model(name: str) -> nn.Module:
     if key in MODELS:
         return MODELS[key]()
     near = difflib.get_close_matches(key, MODELS, n=1)
-    error = ValueError(f"no model is called {name!r}; there are {', '.join(MODELS)}, or write package.module:factory")
+    error = ValueError(
+        f"no model is called {name!r}; there are {', '.join(MODELS)}, or write package.module:factory"
+    )
     if near:
         error.add_note(f"did you mean {near[0]}?")
     raise error

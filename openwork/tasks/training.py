@@ -99,7 +99,7 @@ def fit(
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss of step {step} is {losses[-1]}: try a smaller learning rate")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()

@@ -69,7 +69,9 @@ class GMP(Training):
         active = [sparsifier.connections[row.name] for row in rows]
         scores = [c.values.abs() for c in active]
         caps = [c.kept for c in active]
-        counts = allocation(self.allocation).counts([row.shape for row in rows], min(total, sum(caps)), scores)
+        counts = allocation(self.allocation).counts(
+            [row.shape for row in rows], min(total, sum(caps)), scores
+        )
         # Rounded shares may rise by one while the total falls; what is gone stays gone, so another parameter keeps it.
         counts = exact_counts(counts, caps, sum(counts))
         wanted = dict(zip((row.name for row in rows), counts, strict=True))

@@ -14,7 +14,10 @@ from openwork.plan import Row
 from openwork.sparsifier import Training
 
 
-@method(paper="common ground: masked training (Han et al., Learning both Weights and Connections, NeurIPS 2015, arXiv 1506.02626)", kind="train")
+@method(
+    paper="common ground: masked training (Han et al., Learning both Weights and Connections, NeurIPS 2015, arXiv 1506.02626)",
+    kind="train",
+)
 @dataclass(frozen=True, kw_only=True)
 class KeepZeros(Training):
     """Fine-tune a pruned model without losing a single zero, whatever the optimizer, momentum or weight decay::
@@ -22,7 +25,7 @@ class KeepZeros(Training):
         M = (w != 0) when attached,     w <- M * w after every step
 
     Kept weights are not changed when attached. Connections that are kept with value exactly zero cannot be told from pruned
-    ones by looking at the weights: pass the masks that a verb returned, ``ow.attach(model, optimizer, ow.KeepZeros(), masks=...)``.
+    ones by looking at the weights: pass the masks that a verb returned: ``attach(..., masks=pruned.masks)``.
 
     ``sparsity``, ``allocation`` and ``pattern`` play no part: the model already says what is kept.
     """

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from openwork.growth import Growth
-from openwork.method import method
+from openwork.method import Method, method
 from openwork.schedules import Cosine, Scalar
 from openwork.train.set import SET
 
 
-@method(paper="Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020, arXiv 1911.11134", kind="train")
+@method(
+    paper="Evci et al., Rigging the Lottery: Making All Tickets Winners, ICML 2020, arXiv 1911.11134",
+    kind="train",
+)
 @dataclass(frozen=True, kw_only=True)
 class RigL(SET):
     """Drop the connections of smallest magnitude, grow those whose gradient is largest.
@@ -39,3 +44,8 @@ class RigL(SET):
     drop_by: Literal["signed", "magnitude"] = "magnitude"
     grow: str | Growth = "gradient"
     replace: bool = True
+
+    def limits(self) -> Iterable[tuple[Method, Method]]:
+        by_magnitude = dataclasses.replace(self, grow="random")
+        yield from super().limits()
+        yield by_magnitude, by_magnitude.reduced_to(SET)

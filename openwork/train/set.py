@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from openwork.connections import Connections
 from openwork.growth import Growth, growth
-from openwork.method import check_fraction, method
+from openwork.method import Method, check_fraction, method
 from openwork.patterns import top_k
 from openwork.schedules import Periodic, Scalar, Schedule, value_at
 from openwork.sparsifier import Sparsifier
@@ -62,6 +64,9 @@ class SET(StaticRandom):
             check_fraction("drop", value)
         growth(self.grow)
 
+    def limits(self) -> Iterable[tuple[Method, Method]]:
+        yield dataclasses.replace(self, drop=0.0, replace=False), self.reduced_to(StaticRandom)
+
     @property
     def growth_needs(self) -> frozenset[str]:
         return growth(self.grow).needs
@@ -78,7 +83,10 @@ class SET(StaticRandom):
         fraction = value_at(self.drop, step, self.run_length)
         rule, generator = growth(self.grow), sparsifier.generator
         # All parameters choose before any changes: a gradient that is not finite leaves the whole topology as it was.
-        chosen = [(c, c.rewired(self.survivors(c, fraction), rule, generator)) for c in sparsifier.connections.values()]
+        chosen = [
+            (c, c.rewired(self.survivors(c, fraction), rule, generator))
+            for c in sparsifier.connections.values()
+        ]
         for connections, positions in chosen:
             fresh = connections.adopt(positions)
             if self.grown_std and fresh.numel():

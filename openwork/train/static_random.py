@@ -41,7 +41,9 @@ class StaticRandom(Training):
         if not self.repair or positions is None:
             return positions
         if not row.pattern.grid(row.shape).plain or row.pattern.grid(row.shape).rows > 1:
-            raise ValueError(f"repair moves single connections, and {row.name} has pattern {row.pattern}: use pattern='unstructured'")
+            raise ValueError(
+                f"repair moves single connections, and {row.name} has pattern {row.pattern}: use pattern='unstructured'"
+            )
         return repaired(positions, row.shape, generator)
 
 
@@ -71,10 +73,21 @@ def repaired(positions: Tensor, shape: tuple[int, ...], generator: torch.Generat
         fan_out[input_] += 1
 
     # Pairing a lonely output with a lonely input mends two units with one connection.
-    lonely_outputs, lonely_inputs = (fan_in == 0).nonzero().flatten().tolist(), (fan_out == 0).nonzero().flatten().tolist()
+    lonely_outputs, lonely_inputs = (
+        (fan_in == 0).nonzero().flatten().tolist(),
+        (fan_out == 0).nonzero().flatten().tolist(),
+    )
     for i in range(max(len(lonely_outputs), len(lonely_inputs))):
-        output = lonely_outputs[i] if i < len(lonely_outputs) else int(torch.randint(outputs, (1,), generator=generator))
-        input_ = lonely_inputs[i] if i < len(lonely_inputs) else int(torch.randint(inputs, (1,), generator=generator))
+        output = (
+            lonely_outputs[i]
+            if i < len(lonely_outputs)
+            else int(torch.randint(outputs, (1,), generator=generator))
+        )
+        input_ = (
+            lonely_inputs[i]
+            if i < len(lonely_inputs)
+            else int(torch.randint(inputs, (1,), generator=generator))
+        )
         connect(output, input_)
 
     surplus = len(active) - positions.numel()

@@ -31,9 +31,9 @@ def test_the_operator_is_sound_and_compiles():
 
 def test_what_cannot_be_frozen_is_refused():
     prepared, values, _ = random_matrix(20, 30, 0.5, 2)
-    with pytest.raises(TypeError, match="found torch.float64"):
+    with pytest.raises(TypeError, match=r"found torch\.float64"):
         freeze(values.double(), prepared)
-    with pytest.raises(TypeError, match="found torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"found torch\.bfloat16"):
         frozen_linear(torch.zeros(1, 30, dtype=torch.bfloat16), freeze(values, prepared))
     with pytest.raises(RuntimeError, match="no gradients"):
         frozen_linear(torch.zeros(1, 30, requires_grad=True), freeze(values, prepared))

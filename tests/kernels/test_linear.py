@@ -197,12 +197,17 @@ def test_errors_say_what_was_found():
 
 
 def test_reference_mode_gives_the_same_numbers():
-    code = (
-        "import torch; from openwork.kernels import isa; from openwork.kernels.linear import prepare, sparse_linear\n"
-        "p = prepare(torch.tensor([0, 1, 3], dtype=torch.int32), torch.tensor([1, 0, 2], dtype=torch.int32), (2, 3))\n"
-        "x = torch.tensor([[1., 2., 3.]], requires_grad=True); v = torch.tensor([2., 3., 4.])\n"
-        "y = sparse_linear(x, v, p); y.sum().backward(); print(isa(), y.tolist(), x.grad.tolist(), p.transposed[4].tolist())"
-    )
+    code = """
+import torch
+from openwork.kernels import isa
+from openwork.kernels.linear import prepare, sparse_linear
+crow, col = torch.tensor([0, 1, 3], dtype=torch.int32), torch.tensor([1, 0, 2], dtype=torch.int32)
+prepared = prepare(crow, col, (2, 3))
+x = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+y = sparse_linear(x, torch.tensor([2.0, 3.0, 4.0]), prepared)
+y.sum().backward()
+print(isa(), y.tolist(), x.grad.tolist(), prepared.transposed[4].tolist())
+"""
     printed = {}
     for flag in ("0", "1"):
         environment = {**os.environ, "OPENWORK_NATIVE": flag}

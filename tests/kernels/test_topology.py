@@ -32,7 +32,7 @@ def test_bad_indices_are_refused_by_name(crow, col, shape, message):
 
 
 def test_wrong_dtypes_are_refused():
-    with pytest.raises(TypeError, match="col must be int32, found torch.int64"):
+    with pytest.raises(TypeError, match=r"col must be int32, found torch\.int64"):
         prepare(torch.tensor([0, 1], dtype=I32), torch.tensor([0]), (1, 1))
 
 

@@ -108,7 +108,7 @@ def test_random_keeps_exactly_what_was_asked(rows: int, columns: int, kept: int)
 
 
 def test_random_is_uniform() -> None:
-    """Each of the C(6, 2) = 15 pairs comes about equally often: chi-square of 14 degrees, far beyond its 99.9 %."""
+    """Each of the 15 pairs out of 6 comes equally often: chi-square of 14 degrees, beyond its 99.9 %."""
     counts: dict[tuple[int, ...], int] = {}
     source = generator(5)
     for _ in range(3000):

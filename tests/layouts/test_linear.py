@@ -87,7 +87,7 @@ def test_is_a_linear_whose_weight_is_a_copy() -> None:
 @pytest.mark.parametrize("value", [nn.Parameter(torch.zeros(7, 11)), torch.zeros(7, 11), None])
 def test_setting_the_dense_weight_is_refused(value: object) -> None:
     sparse = layer()
-    with pytest.raises(TypeError, match="23 kept weights and no dense tensor.*retopologize_.*from_linear"):
+    with pytest.raises(TypeError, match=r"23 kept weights and no dense tensor.*retopologize_.*from_linear"):
         sparse.weight = value  # type: ignore[assignment]
     with pytest.raises(TypeError, match="cannot set `weight`"):
         sparse.register_parameter("weight", None)
@@ -213,6 +213,31 @@ def test_retopologize_keeps_the_parameter_and_its_place_in_the_optimizer() -> No
     assert torch.equal(old.mask(), old_mask)  # what was taken before does not change under its owner
 
 
+def test_retopologize_while_a_graph_is_alive() -> None:
+    sparse = layer()
+    x = torch.randn(3, 11, generator=generator(1))
+    alive = sparse(x).sum()  # as the last loss of a loop is
+    for kept in (40, 3, 23):
+        sparse.retopologize_(CSR.random((7, 11), kept, generator()), torch.ones(kept))
+        sparse(x).sum().backward()
+        assert sparse.weight_values.grad.shape == (kept,)
+    del alive
+
+
+def test_compiles_without_breaks_and_a_new_topology_does_not_recompile() -> None:
+    sparse = layer()
+    compiled = torch.compile(sparse, fullgraph=True, backend="aot_eager", dynamic=False)
+    x = torch.randn(3, 11, generator=generator(1), requires_grad=True)
+    compiled(x).sum().backward()
+    torch.testing.assert_close(compiled(x), sparse(x))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            sparse.retopologize_(CSR.random((7, 11), 23, generator(seed)), torch.randn(23))
+            y = compiled(x)
+            y.sum().backward()
+            torch.testing.assert_close(y, F.linear(x, sparse.weight, sparse.bias))
+
+
 def test_retopologize_refuses_what_does_not_fit_and_changes_nothing() -> None:
     sparse = layer()
     good = CSR.random((7, 11), 5, generator())
@@ -285,7 +310,7 @@ def test_bad_state_is_refused_by_name() -> None:
         with pytest.raises(RuntimeError, match=told):
             model.load_state_dict(state)
         assert all(torch.equal(good[key], value) for key, value in model.state_dict().items())
-    with pytest.raises(RuntimeError, match="Missing key.*weight_values"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight_values"):
         model.load_state_dict({"0.bias": good["0.bias"]})
 
 
