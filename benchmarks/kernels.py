@@ -68,7 +68,11 @@ def convolution_1x1(p: Problem) -> Call:
 
 def torch_sparse(p: Problem) -> Call:
     csr = torch.sparse_csr_tensor(p.crow, p.col, p.values, p.weight.shape)
-    return lambda: (csr @ p.x.T).T.contiguous()
+
+    def call() -> Tensor:
+        return (csr @ p.x.T).T.contiguous()
+
+    return call
 
 
 def scipy_sparse(p: Problem) -> Call:
@@ -226,10 +230,10 @@ def main() -> None:
                 low, high = timing.quartiles
                 gflops = 2e-9 * p.values.numel() * batch / timing.median if timing.contender in SPARSE else 0
                 useful = f"{gflops:7.0f} GF" if gflops else " " * 10
-                print(
-                    f"{'!' if timing.disturbed else ' '} {timing.contender:18}{timing.median * 1e6:10.1f} us  [{low * 1e6:.1f} ... {high * 1e6:.1f}]"
-                    f"{useful}{timing.ratio:8.2f} x best dense, error {timing.error:.0e}"
-                )
+                mark = "!" if timing.disturbed else " "
+                spread = f"{timing.median * 1e6:10.1f} us  [{low * 1e6:.1f} ... {high * 1e6:.1f}]"
+                against = f"{timing.ratio:8.2f} x best dense, error {timing.error:.0e}"
+                print(f"{mark} {timing.contender:18}{spread}{useful}{against}")
     if any(timing["disturbed"] for result in results for timing in result["timings"]):
         print(
             "Lines marked ! were disturbed by other processes: repeat them on a quiet machine.",

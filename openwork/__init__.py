@@ -12,7 +12,7 @@ _PUBLIC = {
     "patterns": ["Block", "FanIn", "Groups", "NM", "Unstructured", "pattern"],
     "allocation": ["ER", "ERK", "LAMP", "Allocation", "Balanced", "Global", "Pyramid", "Uniform", "UniformPlus"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
-    "growth": ["Gradient", "Growth", "Momentum", "Random"],
+    "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
     "method": ["Method"],
     "layouts.csr": ["CSR"],
@@ -22,10 +22,17 @@ _PUBLIC = {
     "pack": ["Decisions", "pack_"],
     "storage": ["to_dense_", "to_sparse_"],
     "files": ["FileError", "export_dense", "inspect", "load", "load_masks", "save"],
+    "train.cht": ["CHT"],
+    "train.deep_r": ["DeepR"],
+    "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
+    "train.granet": ["GraNet"],
+    "train.itop": ["ITOP"],
     "train.keep_zeros": ["KeepZeros"],
+    "train.mest": ["MEST"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
+    "train.snfs": ["SNFS"],
     "train.static_random": ["StaticRandom"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
@@ -52,6 +59,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load as load
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
+    from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
     from openwork.growth import Momentum as Momentum
@@ -84,10 +92,17 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.sparsifier import attach as attach
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.train.cht import CHT as CHT
+    from openwork.train.deep_r import DeepR as DeepR
+    from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
+    from openwork.train.granet import GraNet as GraNet
+    from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
+    from openwork.train.mest import MEST as MEST
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
+    from openwork.train.snfs import SNFS as SNFS
     from openwork.train.static_random import StaticRandom as StaticRandom
 
     __version__: str

@@ -17,16 +17,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork.growth import Growth, Tile
+from openwork.kernels.gradient import gradient_at
 from openwork.layouts.csr import CSR
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import Grid, Groups, Pattern, top_k
 from openwork.plan import Weight
+from openwork.positions import located, merged, where
+from openwork.processes import averaged
+from openwork.taps import Taps
 
-TILE = 1 << 22
+TILE = 1 << 21
 """Gradient entries that are in memory at once when a stored layer looks for places to grow."""
 
 MOMENTUM = 0.9
@@ -76,11 +80,14 @@ class Connections(ABC):
     def gradient(self) -> Tensor:
         """``[kept]`` gradient of the active connections; zeros where there is none."""
 
-    @abstractmethod
     def replace(self, positions: Tensor) -> None:
         """Make the sorted ``positions`` the active ones. Connections that stay keep value and optimizer state bit for bit,
-        new ones start with zero in both, and those that leave are zero in both.
-        """
+        new ones start with zero in both, and those that leave are zero in both."""
+        self._move(positions, *located(self.positions, positions))
+
+    @abstractmethod
+    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+        """:meth:`replace`, told which of the new positions are active already, and the places of those among the old."""
 
     @abstractmethod
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -99,6 +106,16 @@ class Connections(ABC):
     @abstractmethod
     def momentum_tiles(self) -> Iterator[Tile]:
         """``|dense momentum|`` of all places, tile by tile."""
+
+    @abstractmethod
+    def activations(self) -> list[tuple[Tensor, Tensor]]:
+        """Pairs ``(x [samples, in], dy [samples, out])`` whose products ``dyᵀ x`` sum to this process's dense gradient since
+        :meth:`observe`; ``in`` is that of the weight seen as a matrix ``[out, rest]``."""
+
+    @abstractmethod
+    def gradient_at(self, places: Tensor) -> Tensor:
+        """``|dense gradient|`` at some sorted places of a plain grid since :meth:`observe`, without the rest of it where the
+        storage allows."""
 
     @abstractmethod
     def before_step(self) -> None:
@@ -149,13 +166,20 @@ class Connections(ABC):
         everywhere[atoms] = strength
         return top_k(everywhere.view(self.grid.rows, -1), places).flatten()[atoms]
 
+    def counted(self, marked: Tensor) -> Tensor:
+        """How many places of each row are marked: int64 ``[rows]`` of a boolean over :meth:`atoms`."""
+        if self.grid.rows == 1:
+            return marked.sum().view(1)
+        return torch.bincount(self.atoms()[marked] // self.grid.competitors, minlength=self.grid.rows)
+
     def retain(self, survivors: Tensor) -> None:
         """Keep only the marked places (boolean over :meth:`atoms`)."""
         self.replace(self.grid.positions_of(self.atoms()[survivors]))
 
-    def rewired(self, survivors: Tensor, growth: Growth, generator: torch.Generator) -> Tensor:
-        """The connections there would be if the places that do not survive were dropped and as many new ones grown in each
-        row of the grid. Nothing is changed.
+    def rewired(
+        self, survivors: Tensor, growth: Growth, generator: torch.Generator, vacant: Tensor | None = None
+    ) -> Tensor:
+        """The connections there would be if the places that do not survive were dropped and new ones grown. Nothing is changed.
 
         Connections that were just dropped may be grown again, as in the reference implementation of RigL; they keep value and
         state then.
@@ -164,16 +188,16 @@ class Connections(ABC):
             survivors: boolean over :meth:`atoms`.
             growth: where new connections go.
             generator: the only source of randomness.
+            vacant: int64 ``[rows]``, how many places to grow in each row of the grid; as many as were dropped by default.
 
         Returns:
-            Sorted positions, as many as there are now: what :meth:`adopt` takes.
+            Sorted positions: what :meth:`adopt` takes.
         """
         atoms = self.atoms()
-        rows = self.grid.rows
-        vacant = torch.bincount(atoms[~survivors] // self.grid.competitors, minlength=rows)
-        taken = atoms[survivors]
-        grown = growth.places(self, taken, vacant, generator)
-        return self.grid.positions_of(torch.cat([taken, grown]))
+        taken = atoms[where(survivors)]
+        vacant = self.counted(~survivors) if vacant is None else vacant
+        places = merged(taken, growth.places(self, taken, vacant, generator))
+        return places if self.grid.plain else self.grid.positions_of(places)
 
     def adopt(self, positions: Tensor) -> Tensor:
         """Make the sorted ``positions`` the active ones, see :meth:`replace`.
@@ -181,9 +205,9 @@ class Connections(ABC):
         Returns:
             Sorted positions of the connections that were not active before.
         """
-        before = self.positions
-        self.replace(positions)
-        return positions[~torch.isin(positions, before, assume_unique=True)]
+        index, stayed = located(self.positions, positions)
+        self._move(positions, index, stayed)
+        return positions[where(~stayed)]
 
     def _states(self) -> dict[str, Tensor]:
         """The optimizer's tensors that have the shape of the parameter."""
@@ -213,9 +237,12 @@ class MaskedConnections(Connections):
         *,
         positions: Tensor | None = None,
         momentum: bool = False,
+        activations: bool = False,
     ) -> None:
         super().__init__(weight, pattern, optimizers)
         parameter = weight.parameter
+        is_linear = type(weight.module) is nn.Linear and weight.shape == tuple(parameter.shape)
+        self._taps = Taps(weight.module) if activations and is_linear else None
         self.inactive = torch.zeros_like(parameter, dtype=torch.bool)
         self.dense_gradient: Tensor | None = None
         self.momentum = torch.zeros_like(parameter) if momentum else None
@@ -246,7 +273,7 @@ class MaskedConnections(Connections):
         positions = self.positions
         return torch.zeros_like(self.values) if gradient is None else self._at(gradient, positions)
 
-    def replace(self, positions: Tensor) -> None:
+    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
         self._set(positions)
         self.after_step()
 
@@ -259,6 +286,18 @@ class MaskedConnections(Connections):
         self.dense_gradient = torch.zeros_like(self.weight.parameter) if on else None
         self._seen_by_autograd = False
         self._accumulator = None
+        if self._taps is not None:
+            self._taps.open() if on else self._taps.close()
+
+    def activations(self) -> list[tuple[Tensor, Tensor]]:
+        if self._taps is not None:
+            return self._taps.pairs
+        # Of a layer that is no plain matrix only the gradient itself is known: it is its own product with the identity.
+        gradient = self.weight.oriented(self._local_gradient()).flatten(1)
+        return [(gradient, torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device))]
+
+    def gradient_at(self, places: Tensor) -> Tensor:
+        return averaged(self._at(self._local_gradient(), places)).abs_()
 
     def gradient_tiles(self) -> Iterator[Tile]:
         yield 0, self.grid.pool(self.weight.oriented(self._full_gradient()).abs()).flatten()
@@ -292,12 +331,17 @@ class MaskedConnections(Connections):
     def release(self) -> None:
         if self._hook is not None:
             self._hook.remove()
+        if self._taps is not None:
+            self._taps.close()
 
     def _full_gradient(self) -> Tensor:
         """The dense gradient since :meth:`observe`, averaged over the processes of a data-parallel run."""
+        return averaged(self._local_gradient())
+
+    def _local_gradient(self) -> Tensor:
         if self.dense_gradient is None:
             raise RuntimeError(f"the dense gradient of {self.name} was not observed before it was asked for")
-        return averaged(self.dense_gradient)
+        return self.dense_gradient
 
     def _on_gradient(self, parameter: Tensor) -> None:
         self._seen_by_autograd = True
@@ -317,6 +361,8 @@ class MaskedConnections(Connections):
                 else:
                     self.dense_gradient = gradient.detach().clone()
                 self._accumulator = gradient
+                if self._taps is not None:
+                    self._taps.settle(gradient)
             gradient.masked_fill_(self.inactive, 0)
 
     def _set(self, positions: Tensor) -> None:
@@ -343,6 +389,7 @@ class StoredConnections(Connections):
             )
         assert isinstance(weight.module, SparseLinear)
         self.layer: SparseLinear = weight.module
+        self._positions: tuple[int, Tensor] | None = None
         self._accumulator: Tensor | None = None
         self._noted = 0
         values = self.layer.weight_values
@@ -352,7 +399,14 @@ class StoredConnections(Connections):
 
     @property
     def positions(self) -> Tensor:
-        return self.layer.topology.positions()
+        version = self.layer.topology_version
+        if self._positions is None or self._positions[0] != version:
+            self._positions = version, self.layer.topology.positions()
+        return self._positions[1]
+
+    @property
+    def kept(self) -> int:
+        return self.layer.weight_values.numel()
 
     @property
     def values(self) -> Tensor:
@@ -363,17 +417,13 @@ class StoredConnections(Connections):
         gradient = self.layer.weight_values.grad
         return torch.zeros_like(self.values) if gradient is None else gradient
 
-    def replace(self, positions: Tensor) -> None:
-        before = self.positions
-        origin = torch.searchsorted(before, positions).clamp_(max=max(before.numel() - 1, 0))
-        stayed = (
-            before[origin] == positions if before.numel() else torch.zeros_like(positions, dtype=torch.bool)
-        )
+    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+        grown = where(~stayed)
 
         def moved(tensor: Tensor) -> Tensor:
-            if not before.numel():
+            if not tensor.numel():
                 return tensor.new_zeros(positions.numel())
-            return torch.where(stayed, tensor[origin], 0)
+            return tensor[index].index_fill_(0, grown, 0)
 
         parameter = self.layer.weight_values
         states = {key: moved(state) for key, state in self._states().items()}
@@ -386,17 +436,28 @@ class StoredConnections(Connections):
             self.optimizer.state.get(parameter, {}).update(states)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
-        at = torch.searchsorted(self.positions, positions)
+        at, _ = located(self.positions, positions)
         self.layer.weight_values.detach()[at] = values.to(self.layer.weight_values.dtype)
 
     def observe(self, on: bool) -> None:
         self.layer.observe = on
         self.layer.observations.clear()
         self._accumulator, self._noted = None, 0
+        self._positions = None  # they are remembered for the length of an update, and take room
 
-    def gradient_tiles(self) -> Iterator[Tile]:
+    def activations(self) -> list[tuple[Tensor, Tensor]]:
         if not self.layer.observe:
             raise RuntimeError(f"the dense gradient of {self.name} was not observed before it was asked for")
+        return self.layer.observations
+
+    def gradient_at(self, places: Tensor) -> Tensor:
+        total = self.values.new_zeros(places.numel())
+        for x, dy in self.activations():
+            total += gradient_at(x, dy, places)
+        return averaged(total).abs_()
+
+    def gradient_tiles(self) -> Iterator[Tile]:
+        observed = self.activations()
         outputs, inputs = self.weight.shape
         per_output = self.grid.atoms / outputs
         if isinstance(self.pattern, Groups) and self.pattern.axis == 1:
@@ -407,10 +468,11 @@ class StoredConnections(Connections):
         at_once = max(height, TILE // inputs // height * height)
         for first in range(0, outputs, at_once):
             last = min(first + at_once, outputs)
-            nothing = self.values.new_zeros(last - first, inputs)
-            tile = sum((dy[:, first:last].T @ x for x, dy in self.layer.observations), start=nothing)
+            tile = self.values.new_zeros(last - first, inputs)
+            for x, dy in observed:
+                tile.addmm_(dy[:, first:last].T, x)
             grid = self.pattern.grid((last - first, inputs))
-            yield round(first * per_output), grid.pool(averaged(tile).abs()).flatten()
+            yield round(first * per_output), grid.pool(averaged(tile).abs_()).flatten()
 
     def momentum_tiles(self) -> Iterator[Tile]:
         raise RuntimeError(f"{self.name} holds only its kept connections and has no dense momentum")
@@ -441,22 +503,20 @@ def connect(
     *,
     positions: Tensor | None = None,
     momentum: bool = False,
+    activations: bool = False,
 ) -> Connections:
-    """The connections of a weight in the storage it has. ``positions`` is the topology of a masked one (None = dense)."""
+    """The connections of a weight in the storage it has. ``positions`` is the topology of a masked one (None = dense);
+    ``momentum`` and ``activations`` say what growth will look at besides the gradient."""
+    if hasattr(weight.parameter, "device_mesh"):
+        raise TypeError(
+            f"{weight.name} is sharded over processes (a DTensor, as fully_shard makes them), and a topology is chosen over whole "
+            "parameters: train with DistributedDataParallel, or make the model sparse before it is sharded"
+        )
     if weight.stored:
         return StoredConnections(weight, pattern, optimizers, momentum=momentum)
-    return MaskedConnections(weight, pattern, optimizers, positions=positions, momentum=momentum)
-
-
-def averaged(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over the processes of a data-parallel run, so that all of them take the same decisions; the tensor
-    itself where there is one process.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return tensor
-    total = tensor.contiguous().clone()
-    distributed.all_reduce(total)
-    return total / distributed.get_world_size()
+    return MaskedConnections(
+        weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
+    )
 
 
 def _optimizer_of(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> Optimizer | None:

@@ -2,8 +2,9 @@
 
 Growth looks at the places left free by the survivors of a drop and fills as many as were vacated. :class:`Random` needs
 nothing but a generator (SET); :class:`Gradient` takes the places whose dense gradient is largest (RigL); :class:`Momentum`
-takes a dense momentum instead (sparse momentum). All of them work in memory of the size of the kept connections plus one tile of
-scores, and return the same places whether the weight is stored densely or not.
+takes a dense momentum instead (sparse momentum). They work in memory of the size of the kept connections plus one tile of
+scores. :class:`CH3L3` asks the graph of the connections alone (CHT). All of them return the same places whether the weight is
+stored densely or not.
 
 Places are numbered as in :class:`openwork.patterns.Grid`: place ``a`` is competitor ``a % competitors`` of row
 ``a // competitors``. ``taken`` is always a sorted int64 tensor of places that are not free.
@@ -19,11 +20,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from openwork.graphs import ch3_l3
 from openwork.patterns import Grid, top_k
+from openwork.positions import below, merged, where
 
 Tile = tuple[int, Tensor]
 """The scores ``[n]`` of ``n`` consecutive places, and the number of the first of them. A tile holds whole rows, or a part of
 the only row."""
+
+
+TINY = 1e-300
+"""Weight of what has none when something is drawn: only taken when nothing else is left."""
 
 
 class Site(Protocol):
@@ -41,12 +48,18 @@ class Site(Protocol):
     def momentum_tiles(self) -> Iterator[Tile]:
         """``|dense momentum|`` of the places, tile by tile."""
 
+    def activations(self) -> list[tuple[Tensor, Tensor]]:
+        """Pairs ``(x [samples, in], dy [samples, out])`` whose products sum to this process's dense gradient."""
+
+    def gradient_at(self, places: Tensor) -> Tensor:
+        """``|dense gradient|`` at some sorted places of a plain grid."""
+
 
 class Growth(ABC):
     """A rule for new connections. Values are small, frozen, printable and comparable."""
 
     needs: frozenset[str] = frozenset()
-    """What must be at hand at an update: ``gradient``, ``momentum``."""
+    """What must be at hand at an update: ``gradient``, ``momentum``, ``activations``."""
 
     @abstractmethod
     def places(self, site: Site, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
@@ -104,16 +117,67 @@ class Momentum(Scored):
         return site.momentum_tiles()
 
 
-_NAMED: dict[str, type[Growth]] = {"random": Random, "gradient": Gradient, "momentum": Momentum}
+@dataclass(frozen=True)
+class CH3L3(Growth):
+    """The links with the largest Cannistraci-Hebb scores, see :func:`openwork.graphs.ch3_l3`.
+
+    Args:
+        soft: draw without replacement, with probabilities proportional to the scores; otherwise take the best, ties at random.
+    """
+
+    soft: bool = True
+
+    def places(self, site: Site, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
+        grid = site.grid
+        adjacency = torch.zeros(grid.atoms, dtype=torch.bool, device=taken.device)
+        adjacency[taken] = True
+        scores = ch3_l3(adjacency.view(grid.split[0], -1)).flatten()
+        if self.soft:
+            scores = drawn(scores, generator)
+        else:
+            # Equal scores are common in graphs: their ranks are, and a fraction of one decides among equals.
+            ranks = scores.unique(return_inverse=True)[1]
+            scores = ranks + torch.rand(ranks.shape, generator=generator, dtype=torch.float64).to(
+                ranks.device
+            )
+        return best_free([(0, scores)], taken, vacant, grid)
+
+
+_NAMED: dict[str, type[Growth]] = {
+    "random": Random,
+    "gradient": Gradient,
+    "momentum": Momentum,
+    "ch3_l3": CH3L3,
+}
 
 
 def growth(name: str | Growth) -> Growth:
-    """A growth rule by its name: random, gradient, momentum."""
+    """A growth rule by its name: random, gradient, momentum, ch3_l3."""
     if isinstance(name, Growth):
         return name
     if name not in _NAMED:
         raise ValueError(f"unknown growth {name!r}: choose one of {', '.join(_NAMED)}")
     return _NAMED[name]()
+
+
+def drawn(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Scores whose k largest are a draw of k without replacement, with probabilities proportional to ``weights``.
+
+    Each place waits for a time that is exponential with its weight as rate, and the first k are taken: the score is minus the
+    logarithm of that time. Places without weight come last, in random order.
+    """
+    time = torch.empty(weights.shape, dtype=torch.float64).exponential_(generator=generator).clamp_(min=TINY)
+    return weights.double().clamp(min=TINY).log() - time.log().to(weights.device)
+
+
+def scores_at(tiles: Iterable[Tile], places: Tensor) -> Tensor:
+    """The scores of some places, given sorted, out of the scores of all."""
+    found = []
+    for first, scores in tiles:
+        bounds = torch.tensor([first, first + scores.numel()], device=places.device)
+        low, high = torch.searchsorted(places, bounds).tolist()
+        found.append(scores[places[low:high] - first])
+    return torch.cat(found)
 
 
 def random_places(grid: Grid, taken: Tensor, vacant: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,7 +204,7 @@ def free_at_random(taken: Tensor, places: int, k: int, generator: torch.Generato
     ranks = distinct(free, k, generator).to(taken.device)
     # Free place number r is r plus the taken places before it; taken[i] - i is how many free places precede taken[i].
     free_before = taken - torch.arange(taken.numel(), device=taken.device)
-    return ranks + torch.searchsorted(free_before, ranks, right=True)
+    return ranks + below(free_before, ranks, or_at=True)
 
 
 def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
@@ -148,19 +212,11 @@ def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
     if 2 * k >= n:
         return torch.randperm(n, generator=generator)[:k].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
+    # Never more are drawn than are missing, so nothing is thrown away but repeats, and no number is favoured.
     while drawn.numel() < k:
-        # In order of first appearance, so that no number is favoured by its size.
-        more = torch.cat([drawn, torch.randint(n, (k - drawn.numel(),), generator=generator)])
-        drawn = _first_appearances(more)
-    return drawn.sort().values
-
-
-def _first_appearances(numbers: Tensor) -> Tensor:
-    values, inverse = numbers.unique(return_inverse=True)
-    first = torch.full_like(values, numbers.numel()).scatter_reduce_(
-        0, inverse, torch.arange(numbers.numel()), reduce="amin", include_self=True
-    )
-    return numbers[first.sort().values]
+        more = torch.randint(n, (k - drawn.numel(),), generator=generator).sort().values
+        drawn = merged(drawn, more).unique_consecutive()
+    return drawn
 
 
 def best_free(tiles: Iterable[Tile], taken: Tensor, vacant: Tensor, grid: Grid) -> Tensor:
@@ -180,30 +236,41 @@ def best_free(tiles: Iterable[Tile], taken: Tensor, vacant: Tensor, grid: Grid) 
     chosen = []
     for first, scores in tiles:
         free = _free_scores(first, scores, taken).view(-1, grid.competitors)
-        wanted = vacant[first // grid.competitors :][: free.shape[0]].to(free.device)
-        order = free.sort(dim=-1, descending=True, stable=True).indices
-        rank = torch.empty_like(order).scatter_(
-            -1, order, torch.arange(grid.competitors, device=order.device).expand_as(order)
-        )
-        chosen.append(first + (rank < wanted.unsqueeze(-1)).flatten().nonzero().flatten())
+        wanted = vacant[first // grid.competitors :][: free.shape[0]].to(free.device).unsqueeze(-1)
+        chosen.append(first + where(_best_of_rows(free, wanted)))
     return torch.cat(chosen) if chosen else taken[:0]
+
+
+def _best_of_rows(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Mark the ``wanted [rows, 1]`` largest of every row, ties to the first."""
+    most = int(wanted.max()) if wanted.numel() else 0
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.topk(most).values.gather(-1, (wanted - 1).clamp(min=0))
+    above, tied = scores > threshold, scores == threshold
+    places_left = wanted - above.sum(-1, keepdim=True)
+    return (above | (tied & (tied.cumsum(-1) <= places_left))) & (wanted > 0)
 
 
 def _best_of_one_row(tiles: Iterable[Tile], taken: Tensor, k: int) -> Tensor:
     best_places, best_scores = taken[:0], None
     for first, scores in tiles:
         free = _free_scores(first, scores, taken)
-        places = first + torch.arange(free.numel(), device=free.device)
-        if best_scores is not None:
-            free, places = torch.cat([best_scores, free]), torch.cat([best_places, places])
-        # Earlier places come first in the concatenation, so the stable top-k prefers them among equals.
-        chosen = top_k(free, min(k, free.numel()))
+        if best_scores is None:
+            places = first + torch.arange(free.numel(), device=free.device)
+        else:
+            # Once k are found, later places must be better than the worst of them: among equals the earlier ones stay.
+            full = best_scores.numel() == k
+            hopeful = where(free > (best_scores.min() if full else -torch.inf)) if k else taken[:0]
+            places = torch.cat([best_places, first + hopeful])
+            free = torch.cat([best_scores, free[hopeful]])
+        chosen = where(top_k(free, min(k, free.numel())))
         best_scores, best_places = free[chosen], places[chosen]
     return best_places
 
 
 def _free_scores(first: int, scores: Tensor, taken: Tensor) -> Tensor:
-    if not bool(scores.isfinite().all()):
+    if scores.numel() and not all(bool(bound.isfinite()) for bound in scores.aminmax()):
         raise FloatingPointError("the scores that growth ranks hold NaN or infinity")
     low, high = torch.searchsorted(
         taken, torch.tensor([first, first + scores.numel()], device=taken.device)

@@ -52,6 +52,9 @@ class Method:
     shrinks: ClassVar[bool] = False
     """Whether the number of connections falls while the method works. Otherwise a layer that holds only its kept connections
     keeps as many as it has."""
+    whole_units: ClassVar[bool] = False
+    """Whether the units at work in a parameter have equally many connections: as many as the plan says in all, less what does
+    not divide evenly among them."""
     reads_zeros: ClassVar[bool] = False
     """Whether the zeros of the model itself say what is kept; sparsity, allocation and pattern play no part then."""
 

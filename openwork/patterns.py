@@ -29,8 +29,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from openwork.positions import where
 
 Shape = tuple[int, ...]
 
@@ -55,11 +58,28 @@ def top_k(scores: Tensor, k: int) -> Tensor:
         return torch.full_like(scores, k == n, dtype=torch.bool)
     if scores.is_floating_point():
         scores = torch.where(scores.isnan(), -math.inf, scores)
+    if scores.dim() == 1:
+        return _top_k_of_one_row(scores, k)
     threshold = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
     above = scores > threshold
     tied = scores == threshold
     places_left = k - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= places_left))
+
+
+def _top_k_of_one_row(scores: Tensor, k: int) -> Tensor:
+    """The same for the long rows of unstructured topologies, where every pass counts."""
+    lowest = scores.numel() - k
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # NumPy selects with vector instructions, torch does not.
+        threshold = torch.from_numpy(np.partition(scores.detach().numpy(), lowest)[lowest : lowest + 1])
+    else:
+        threshold = scores.kthvalue(lowest + 1, keepdim=True).values
+    chosen = scores >= threshold
+    if surplus := int(chosen.sum()) - k:
+        tied = where(scores == threshold)
+        chosen[tied[tied.numel() - surplus :]] = False
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -282,9 +302,11 @@ class FanIn(Pattern):
 
     Args:
         inputs: that number; None (default) takes it from the sparsity asked for, rounded down.
+        idle: whether units may also have no inputs at all, as those that :class:`openwork.SRigL` gives up.
     """
 
     inputs: int | None = None
+    idle: bool = False
 
     def misfit(self, shape: Shape) -> str | None:
         if len(shape) < 2:
@@ -300,6 +322,11 @@ class FanIn(Pattern):
 
     def places(self, shape: Shape, kept: int) -> int:
         return super().places(shape, kept) if self.inputs is None else self.inputs
+
+    def allows(self, mask: Tensor) -> bool:
+        fan_in = mask.flatten(1).sum(1)
+        working = fan_in[fan_in > 0] if self.idle else fan_in
+        return not len(working) or bool((working == (working[0] if self.inputs is None else self.inputs)).all())
 
     def __str__(self) -> str:
         return "fan-in" if self.inputs is None else f"fan-in {self.inputs}"

@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 from openwork.allocation import allocation
 from openwork.layouts.linear import SparseLinear
 from openwork.method import Method
-from openwork.patterns import Pattern, Shape, pattern
+from openwork.patterns import Pattern, Shape, Unstructured, pattern
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
     """
     weights = prunable(model)
     _globs_must_match(method, [w.name for w in weights])
-    chosen = pattern(method.pattern)
+    chosen = Unstructured() if method.reads_zeros else pattern(method.pattern)
     dense: dict[str, str] = {}
     fixed: dict[str, int] = {}
     shared: list[Weight] = []

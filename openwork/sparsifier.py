@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from openwork import processes
 from openwork.connections import Connections, connect
 from openwork.growth import random_places
 from openwork.initialization import Init, initial_values
@@ -49,12 +50,19 @@ class Training(Method):
 
     @property
     def growth_needs(self) -> frozenset[str]:
-        """What updates look at beyond weights: ``gradient``, ``momentum``."""
+        """What updates look at beyond weights: ``gradient``, ``momentum``, ``activations``."""
         return frozenset()
 
     @property
     def replaces_step(self) -> bool:
         """Whether an update takes the place of the optimizer's step."""
+        return False
+
+    @property
+    def redistributes(self) -> bool:
+        """Whether connections move from one parameter to another: the plan then says how many each has at the start, and how many
+        all have together.
+        """
         return False
 
     @property
@@ -66,6 +74,10 @@ class Training(Method):
                 "optimizer steps you will take"
             )
         return self.steps
+
+    def start(self, layout: Plan) -> Plan:
+        """The plan that the initial topology is drawn from, where that is not the plan of the end."""
+        return layout
 
     def topology(self, row: Row, generator: torch.Generator) -> Tensor | None:
         """Sorted positions that are active at the start; None = all of them. By default uniformly random in the row's pattern."""
@@ -82,6 +94,10 @@ class Training(Method):
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
         """Change the topology. Called at steps that are :meth:`due`."""
+
+    def measures(self, sparsifier: Sparsifier) -> Mapping[str, float]:
+        """What the method observes about its own work, by name; shown in :meth:`Sparsifier.summary`."""
+        return {}
 
 
 class Sparsifier:
@@ -114,6 +130,7 @@ class Sparsifier:
         self.generator = method.generator("updates")
         self.state: dict[str, Tensor] = {}
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
+        self._remembering = True
         self._handles = []
         if self.optimizers:
             # The first optimizer is the clock: topology updates follow its steps.
@@ -125,6 +142,7 @@ class Sparsifier:
                 o.register_step_post_hook(lambda *_: self._restore_zeros()) for o in self.optimizers[1:]
             ]
         method.attached(self)
+        self._require_agreement("when the sparsifier was attached")
         self._look_ahead()
 
     @property
@@ -151,6 +169,7 @@ class Sparsifier:
             f"sparsity {1 - c.kept / c.numel:.4f}"
             for name, c in self.connections.items()
         ]
+        lines += [f"{what}: {value:.4f}" for what, value in self.method.measures(self).items()]
         return "\n".join(
             [
                 f"{self.method.name} after step {self.step_count}: asked {self.plan.asked}, sparsity {self.sparsity:.6f}, "
@@ -225,8 +244,10 @@ class Sparsifier:
         """Have the gradients of the next step remembered if an update will need them."""
         needs = self.method.growth_needs
         coming = "momentum" in needs or ("gradient" in needs and self._due(self.step_count + 1))
-        for c in self.connections.values():
-            c.observe(coming)
+        if coming or self._remembering:
+            for c in self.connections.values():
+                c.observe(coming)
+        self._remembering = coming
 
     def _on_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -273,7 +294,13 @@ class Sparsifier:
         for c in self.connections.values():
             c.after_step()
 
+    def _require_agreement(self, when: str) -> None:
+        if processes.count() > 1:
+            digests = {name: processes.digest(c.positions) for name, c in self.connections.items()}
+            processes.require_agreement(digests, when, next(iter(self.connections.values())).device)
+
     def _update(self) -> None:
+        self._remembering = True  # at least the positions, which take as much room as the weights
         try:
             for c in self.connections.values():
                 if not bool(c.values.isfinite().all()):
@@ -291,6 +318,7 @@ class Sparsifier:
         self.updates += 1
         for optimizer in self.optimizers:
             _forget_flat_history(optimizer)
+        self._require_agreement(f"after the topology update at step {self.step_count}")
 
 
 def attach(
@@ -329,6 +357,7 @@ def attach(
     optimizers = _optimizers(optimizer)
     method.due(1)  # what is missing to answer is said before anything changes
     layout = plan(model, method)
+    _fixed_buckets(model, method, layout)
     if resume is not None:
         _same_run(resume, method, {row.name: row.shape for row in layout.sparse})
     given = _given_positions(layout, masks, resume)
@@ -336,14 +365,21 @@ def attach(
         layout = _with_masks(layout, masks)
     momentum = "momentum" in method.growth_needs
     connections = []
-    for row in layout.sparse:
+    for row in method.start(layout).sparse:
         if row.weight.stored:
             connections.append(connect(row.weight, row.pattern, optimizers, momentum=momentum))
             continue
         generator = method.generator(row.name)
         drawn = method.topology(row, generator) if given is None else given[row.name]
         positions = None if drawn is None else drawn.to(row.weight.parameter.device)
-        c = connect(row.weight, row.pattern, optimizers, positions=positions, momentum=momentum)
+        c = connect(
+            row.weight,
+            row.pattern,
+            optimizers,
+            positions=positions,
+            momentum=momentum,
+            activations="activations" in method.growth_needs,
+        )
         if given is None and positions is not None:
             with torch.no_grad():
                 units = positions // (c.numel // row.shape[0])
@@ -377,6 +413,18 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optim
             o = inner
         found.append(o)
     return found
+
+
+def _fixed_buckets(model: nn.Module, method: Training, layout: Plan) -> None:
+    """Refuse to resize parameters whose gradients travel in buckets that are cut once."""
+    stored = [row.name for row in layout.sparse if row.weight.stored]
+    resizes = method.shrinks or method.redistributes or method.whole_units
+    if isinstance(model, nn.parallel.DistributedDataParallel) and stored and resizes:
+        raise ValueError(
+            f"{method.name} changes how many connections a parameter has, and DistributedDataParallel has cut its buckets for "
+            f"gradients of a fixed size; {', '.join(stored)} hold only their kept connections. Train masked (to_dense_ before "
+            "wrapping the model) and store when training is done"
+        )
 
 
 def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shape]) -> None:

@@ -49,7 +49,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
     }
     if isinstance(topology, Training):
         chosen = {}
-        for row in plan(model, topology).sparse:
+        for row in topology.start(plan(model, topology)).sparse:
             if row.name not in candidates:
                 continue
             generator = topology.generator(row.name)
@@ -112,6 +112,6 @@ def _shared(model: nn.Module, weight: Weight) -> bool:
 def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` stands in the model."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children would show a layer in one place only
             if child is old:
                 setattr(parent, name, new)

@@ -17,7 +17,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from openwork.scores import Batch
 from openwork.sparsifier import Sparsifier, SparsifierWarning, Training, attach
 from openwork.storage import to_sparse_
 
-SHORT: Mapping[str, int] = {"steps": 12, "every": 3, "rounds": 3}
+SHORT: Mapping[str, int] = {"steps": 9, "every": 3, "rounds": 3}
 """What is filled in for options of these names, where a method has them, so that a run takes a dozen steps.
 """
 
@@ -47,17 +47,21 @@ class BrokenPromise(AssertionError):
     """A method does not do what every method must do."""
 
 
-def check_method(cls: type[Method], **options: Any) -> None:
+def check_method(cls: type[Method], only: Collection[str] | None = None, /, **options: Any) -> None:
     """Put a method through every check.
 
     Args:
         cls: a registered method that works in training or prunes at once.
+        only: names of the promises to check, all of :func:`checks` by default.
         options: options of the method. Short schedules are filled in, see :data:`SHORT`.
 
     Raises:
         BrokenPromise: lists each broken promise and what was found.
         TypeError: ``cls`` is no method of either sort.
+        ValueError: ``only`` names an unknown promise.
     """
+    if unknown := set(only or ()) - _CHECKS.keys():
+        raise ValueError(f"no promise is called {', '.join(sorted(unknown))}; there are {', '.join(_CHECKS)}")
     if not issubclass(cls, (Training, Pruning)):
         raise TypeError(
             f"{cls.__name__} is neither a Training nor a Pruning method: there is no verb to check it with"
@@ -66,7 +70,8 @@ def check_method(cls: type[Method], **options: Any) -> None:
     trial = Trial(cls, {**{name: value for name, value in SHORT.items() if name in fields}, **options})
     broken: list[str] = []
     cause: Exception | None = None
-    for name, check in _CHECKS.items():
+    chosen = {name: check for name, check in _CHECKS.items() if only is None or name in only}
+    for name, check in chosen.items():
         try:
             check(trial)
         except Exception as error:  # whatever a method does wrong is a finding
@@ -75,7 +80,7 @@ def check_method(cls: type[Method], **options: Any) -> None:
             cause = cause or error
     if broken:
         raise BrokenPromise(
-            "\n".join([f"{cls.__name__} breaks {len(broken)} of {len(_CHECKS)} promises", *broken])
+            "\n".join([f"{cls.__name__} breaks {len(broken)} of {len(chosen)} promises", *broken])
         ) from cause
 
 
@@ -91,25 +96,25 @@ def promise(check: Check) -> Check:
 
 
 def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    """A small network with odd shapes, a convolution, two norms and buffers: images ``[n, 2, 5, 5]`` to
+    """A small network with odd shapes, a convolution, two norms and buffers: images ``[n, 2, 6, 6]`` to
     ``[n, 3]``.
     """
 
     def layers() -> list[nn.Module]:
-        front = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 12)]
+        front = [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 12)]
         return [*front, nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 3)]
 
     return _drawn(layers, dtype, seed)
 
 
 def perceptron(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    """A small network of linear layers that can also be stored: images ``[n, 2, 5, 5]`` to ``[n, 3]``."""
-    return _drawn(lambda: [nn.Flatten(), nn.Linear(50, 16), nn.ReLU(), nn.Linear(16, 3)], dtype, seed)
+    """A small network of linear layers that can also be stored: images ``[n, 2, 6, 6]`` to ``[n, 3]``."""
+    return _drawn(lambda: [nn.Flatten(), nn.Linear(72, 16), nn.ReLU(), nn.Linear(16, 3)], dtype, seed)
 
 
 def narrow(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
-    """A network with matrices of one row and one column: images ``[n, 2, 5, 5]`` to ``[n, 3]``."""
-    return _drawn(lambda: [nn.Flatten(), nn.Linear(50, 1), nn.Tanh(), nn.Linear(1, 3)], dtype, seed)
+    """A network with matrices of one row and one column: images ``[n, 2, 6, 6]`` to ``[n, 3]``."""
+    return _drawn(lambda: [nn.Flatten(), nn.Linear(72, 1), nn.Tanh(), nn.Linear(1, 3)], dtype, seed)
 
 
 def batches(steps: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Batch]:
@@ -117,7 +122,7 @@ def batches(steps: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> li
     g = torch.Generator().manual_seed(seed)
     return [
         (
-            torch.randn(8, 2, 5, 5, generator=g, dtype=torch.float64).to(dtype),
+            torch.randn(8, 2, 6, 6, generator=g, dtype=torch.float64).to(dtype),
             torch.randint(3, (8,), generator=g),
         )
         for _ in range(steps)
@@ -368,8 +373,9 @@ def refusal_changes_nothing(trial: Trial) -> None:
 
 @promise
 def bad_gradients_do_no_harm(trial: Trial) -> None:
-    """With inputs of zero, which leave gradients of zero, the counts are exact. With NaN, pruned weights
-    are still exactly zero and the topology does not change, or a ValueError leaves the model as it was.
+    """With inputs of zero, which leave gradients of zero, the counts are exact. With NaN, pruned weights are
+    still exactly zero, or a ValueError leaves the model as it was; an update of the topology that meets NaN
+    is made nowhere.
     """
     for value in (0.0, torch.nan):
         model, method = network(), trial.method()
@@ -385,10 +391,8 @@ def bad_gradients_do_no_harm(trial: Trial) -> None:
                 _require_zeros(trial.work(method, model, data), "with inputs of NaN")
             except ValueError:
                 _require_same(before, _snapshot(model), "after scores of NaN were refused")
-    if (
-        isinstance(method, Training) and not method.shrinks
-    ):  # where weights alone decide, gradients cannot mislead
-        _require_skipped_updates(trial, method)
+    if isinstance(method, Training):
+        _require_whole_updates(trial, method)
 
 
 @promise
@@ -406,7 +410,9 @@ def zeros_stay_zero(trial: Trial) -> None:
     for number, batch in enumerate(batches(trial.steps), 1):
         step(model, optimizer, batch)
         _require(
-            sparsifier.kept == kept or (method.shrinks and sparsifier.kept < kept),
+            sparsifier.kept == kept
+            or (method.shrinks and sparsifier.kept < kept)
+            or (method.whole_units and sparsifier.kept <= sparsifier.plan.kept),
             f"step {number}: {sparsifier.kept} connections, before {kept}",
         )
         kept = sparsifier.kept
@@ -512,18 +518,22 @@ def _start(method: Training) -> _Run:
     return _Run(model, optimizer, attach(model, optimizer, method))
 
 
-def _require_skipped_updates(trial: Trial, method: Training) -> None:
-    """The whole topology survives gradients of NaN in one layer alone."""
+def _require_whole_updates(trial: Trial, method: Training) -> None:
+    """An update that is skipped changes no parameter, though only the last one has gradients of NaN."""
     model = network()
     _plant_zeros(model, method)
     sparsifier, optimizer = attached(method, model)
-    masks, last = sparsifier.masks, list(sparsifier.connections.values())[-1]
-    last.weight.parameter.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
-    for batch in batches(trial.steps):
+    last = list(sparsifier.connections.values())[-1]
+    last.weight.parameter.register_hook(lambda gradient: gradient.masked_fill(~last.mask, torch.nan))
+    for number, batch in enumerate(batches(trial.steps), 1):
+        masks, skipped = sparsifier.masks, sparsifier.skipped
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SparsifierWarning)
             step(model, optimizer, batch)
-    _require_same(masks, sparsifier.masks, f"of the masks although {last.name} had gradients of NaN")
+        if sparsifier.skipped > skipped:
+            _require_same(
+                masks, sparsifier.masks, f"of the masks after the update of step {number} was skipped"
+            )
 
 
 def _require(condition: bool, found: str) -> None:
@@ -561,9 +571,14 @@ def _require_exact(
     total = sum(int(mask.sum()) for mask in outcome.masks.values())
     if isinstance(pattern(method.pattern), Unstructured):
         _require(total == expected, f"{total} are kept in all {where}, planned were {expected}")
-    if isinstance(method, Pruning) or not allocation(method.allocation).needs_scores:
+    moves = isinstance(method, Training) and (
+        method.redistributes or allocation(method.allocation).needs_scores
+    )
+    if not moves:
         for row in outcome.plan.sparse:
             kept = int(outcome.masks[row.name].sum())
+            if method.whole_units:
+                kept += (row.kept - kept) % max(1, int(outcome.masks[row.name].flatten(1).any(1).sum()))
             _require(kept == row.kept, f"{row.name} keeps {kept} {where}, planned were {row.kept}")
     _require_zeros(outcome, where)
     if not method.reads_zeros:

@@ -8,15 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openwork.graphs import ch3_l3
 from openwork.growth import (
+    CH3L3,
     Gradient,
     Momentum,
     Random,
     best_free,
     distinct,
+    drawn,
     free_at_random,
     growth,
     random_places,
+    scores_at,
 )
 from openwork.patterns import FanIn, Grid, Unstructured
 
@@ -148,3 +152,55 @@ def test_names():
     assert growth(rule) is rule
     with pytest.raises(ValueError, match="choose one of random, gradient, momentum"):
         growth("gradients")
+
+
+class Graph:
+    """A site that has nothing but a graph."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, outputs, inputs):
+        self.grid = Unstructured().grid((outputs, inputs))
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 8), st.integers(1, 9), st.floats(0, 1), st.integers(0, 99), st.data())
+def test_links_are_predicted_from_the_graph_alone(outputs, inputs, density, seed, data):
+    adjacency = torch.rand(outputs, inputs, generator=generator(seed)) < density
+    taken = adjacency.flatten().nonzero().flatten()
+    k = data.draw(st.integers(0, outputs * inputs - taken.numel()))
+    scores = ch3_l3(adjacency)
+    for soft in (True, False):
+        grown = CH3L3(soft).places(Graph(outputs, inputs), taken, torch.tensor([k]), generator(seed))
+        chosen = torch.zeros(outputs * inputs, dtype=torch.bool).index_fill_(0, grown, True).view_as(adjacency)
+        assert grown.tolist() == sorted(set(grown.tolist()))
+        assert int(chosen.sum()) == k
+        assert not (chosen & adjacency).any()
+        if k and k < int((~adjacency).sum()):
+            left = scores[~chosen & ~adjacency]
+            if soft:  # what has no score comes last
+                assert not (scores[chosen] == 0).any() or (left == 0).all()
+            else:
+                assert scores[chosen].min() >= left.max() - 1e-12
+
+
+def test_a_complete_graph_has_no_place_to_grow():
+    taken = torch.arange(12)
+    assert CH3L3().places(Graph(3, 4), taken, torch.tensor([0]), generator()).numel() == 0
+
+
+def test_draws_are_proportional_to_the_weights():
+    weights = torch.tensor([1.0, 0.0, 2.0, 5.0])
+    g = generator(4)
+    first = collections.Counter(int(drawn(weights, g).argmax()) for _ in range(4000))
+    assert first[1] == 0
+    for i in (0, 2, 3):
+        assert abs(first[i] / 4000 - weights[i].item() / 8) < 0.03
+
+
+def test_scores_at_some_places_whatever_the_tiles():
+    scores = torch.rand(23, generator=generator(2))
+    places = torch.tensor([0, 4, 5, 11, 22])
+    for tile in (1, 5, 23):
+        tiles = [(i, scores[i : i + tile]) for i in range(0, 23, tile)]
+        assert torch.equal(scores_at(tiles, places), scores[places])

@@ -26,7 +26,7 @@ def test_options_are_checked_when_a_method_is_made():
         {"pattern": "2-4"},
         {"allocation": "urk"},
     ):
-        with pytest.raises(ValueError, match="fraction|unknown"):
+        with pytest.raises(ValueError, match=r"fraction|unknown"):
             Magnitude(**wrong)
     for cls, wrong in (
         (SET, {"drop": 1.5}),
@@ -36,7 +36,7 @@ def test_options_are_checked_when_a_method_is_made():
         (GMP, {"initial": -1}),
         (Magnitude, {"rounds": 0}),
     ):
-        with pytest.raises(ValueError, match="fraction|unknown|at least 1"):
+        with pytest.raises(ValueError, match=r"fraction|unknown|at least 1"):
             cls(**wrong)
 
 
@@ -96,7 +96,7 @@ def test_every_page_is_found():
 def test_misspelled_names_get_a_hint():
     with pytest.raises(ValueError, match="did you mean rigl"):
         get("rigel")
-    with pytest.raises(ValueError, match="choose one of gmp, grasp"):
+    with pytest.raises(ValueError, match=r"choose one of .*gmp, .*grasp"):
         get("zzzzzz")
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from openwork.patterns import NM, Block, FanIn, Groups, Unstructured, pattern, top_k
 
 few = settings(max_examples=30)
+FLOATS = [torch.float64, torch.float32, torch.bfloat16]
 values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, math.inf, -math.inf, math.nan])
 
 
@@ -21,11 +22,16 @@ def best(scores, k):
 
 
 @few
-@given(st.lists(st.lists(values, min_size=7, max_size=7), min_size=1, max_size=4), st.integers(0, 7))
-def test_top_k_is_the_stable_sort(rows, k):
-    marked = top_k(torch.tensor(rows), k)
-    for row, mask in zip(rows, marked, strict=True):
+@given(
+    st.lists(st.lists(values, min_size=7, max_size=7), min_size=1, max_size=4),
+    st.integers(0, 7),
+    st.sampled_from(FLOATS),
+)
+def test_top_k_is_the_stable_sort(rows, k, dtype):
+    scores = torch.tensor(rows, dtype=dtype)
+    for row, mask in zip(rows, top_k(scores, k), strict=True):
         assert set(mask.nonzero().flatten().tolist()) == best(row, k)
+        assert torch.equal(top_k(torch.tensor(row, dtype=dtype), k), mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64])

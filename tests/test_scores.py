@@ -195,10 +195,15 @@ def test_the_model_is_left_as_it_was(score):
 
 def test_untouched_restores_after_an_error():
     model = drawn(Moody())
-    with pytest.raises(RuntimeError, match="broken"), untouched(model):
-        model.eval()
-        model.calls += 5
-        raise RuntimeError("broken")
+
+    def break_off():
+        with untouched(model):
+            model.eval()
+            model.calls += 5
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        break_off()
     assert model.training
     assert model.calls == 0
 

@@ -44,7 +44,7 @@ def accuracy(rows: Sequence[Row]) -> altair.LayerChart | altair.FacetChart:
         for value in row.accuracies
     ]
     order = [_name(row) for row in rows]
-    x = alt.X("accuracy:Q", title="accuracy, %", scale=alt.Scale(zero=False))
+    x = alt.X("accuracy:Q", title="accuracy, %", scale=alt.Scale(zero=False, padding=10))
     y = alt.Y("network:N", sort=order, title=None)
     color = alt.Color("method:N", legend=None)
     told = [alt.Tooltip("network:N"), alt.Tooltip("accuracy:Q", format=".2f")]
@@ -68,14 +68,15 @@ def speed(rows: Sequence[Row]) -> altair.LayerChart | altair.FacetChart:
         for row in rows
         for batch, found in row.latency_ms.items()
     ]
+    names = [_name(row) for row in rows]
     bars = (
         alt.Chart(_data(values))
         .mark_bar()
         .encode(
-            x=alt.X("batch:O", title="batch"),
-            xOffset=alt.XOffset("network:N", sort=[_name(row) for row in rows]),
+            x=alt.X("batch:O", title="batch", axis=alt.Axis(labelAngle=0)),
+            xOffset=alt.XOffset("network:N", sort=names),
             y=alt.Y("ratio:Q", title="times as fast as dense"),
-            color=alt.Color("network:N", sort=[_name(row) for row in rows], title=None),
+            color=alt.Color("network:N", sort=names, title=None, scale=alt.Scale(scheme="tableau20")),
             tooltip=[
                 alt.Tooltip("network:N"),
                 alt.Tooltip("batch:O"),
@@ -132,7 +133,9 @@ def loss(networks: Mapping[str, Sequence[Trained]]) -> altair.Chart:
         .encode(
             x=alt.X("step:Q", title="step"),
             y=alt.Y("loss:Q", title="loss, nats", scale=alt.Scale(type="log")),
-            color=alt.Color("network:N", sort=list(networks), title=None),
+            color=alt.Color(
+                "network:N", sort=list(networks), title=None, scale=alt.Scale(scheme="tableau20")
+            ),
             tooltip=[alt.Tooltip("network:N"), alt.Tooltip("step:Q"), alt.Tooltip("loss:Q", format=".4f")],
         )
         .properties(width=WIDTH, height=HEIGHT)

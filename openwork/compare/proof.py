@@ -44,17 +44,17 @@ class Bench:
         dense: a dense network of the architecture; not changed.
         inputs: examples ``[n, ...]``, at least as many as the largest batch.
         batches: sizes of batch to time.
-        seconds: for each comparison, about.
+        seconds: to spend on each measurement, about.
     """
 
     def __init__(
-        self, dense: nn.Module, inputs: Tensor, batches: Sequence[int], *, seconds: float = 0.3
+        self, dense: nn.Module, inputs: Tensor, batches: Sequence[int], *, seconds: float = 0.2
     ) -> None:
         if len(inputs) < max(batches):
             raise ValueError(f"batches of {max(batches)} need as many examples; found {len(inputs)}")
         self.inputs, self.batches, self.seconds = inputs, tuple(batches), seconds
         packed = copy.deepcopy(dense)
-        pack_(packed, self.batch(min(batches)), batches=self.batches)
+        pack_(packed, self.batch(min(batches)), batches=self.batches, seconds=seconds)
         self.dense = {batch: self._faster(batch, [copy.deepcopy(dense), packed]) for batch in self.batches}
 
     def batch(self, size: int) -> Tensor:
@@ -82,7 +82,7 @@ class Bench:
                     f"{trained.contestant} computes something else after it was saved and loaded"
                 )
         stored_bytes = parameter_bytes(loaded)
-        decisions = pack_(loaded, self.batch(min(self.batches)), batches=self.batches)
+        decisions = pack_(loaded, self.batch(min(self.batches)), batches=self.batches, seconds=self.seconds)
         return Proof(
             file_bytes=size,
             parameter_bytes=stored_bytes,

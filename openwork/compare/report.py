@@ -73,8 +73,8 @@ def page(
         style=Markup(_STYLE),
         table=Markup(main),
         charts=[{"title": title, "table": Markup(html_table(_values(spec)))} for title, spec in drawn],
-        bundle=Markup(_in_script(bundle)),
-        specs=Markup(_in_script(json.dumps([spec for _, spec in drawn]))),
+        bundle=Markup(bundle),
+        specs=Markup(_in_script([spec for _, spec in drawn])),
     )
 
 
@@ -102,9 +102,9 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _in_script(text: str) -> str:
-    """Text that cannot end the script element it stands in."""
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+def _in_script(data: object) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data).replace("<", "\\u003c")
 
 
 def _plain(table: str, machine: Machine, about: str) -> str:

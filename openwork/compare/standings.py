@@ -63,7 +63,12 @@ class Standings:
 
 
 def compete(
-    setting: Setting, contestants: Sequence[Contestant], seeds: Sequence[int], batches: Sequence[int]
+    setting: Setting,
+    contestants: Sequence[Contestant],
+    seeds: Sequence[int],
+    batches: Sequence[int],
+    *,
+    seconds: float = 0.2,
 ) -> Iterator[tuple[Standings, Trained]]:
     """Train all contestants on the first seed, then on the next: whoever stops early has all methods, on
     fewer seeds.
@@ -73,6 +78,7 @@ def compete(
         contestants: the first one is the dense network; methods that prune take it, of the same seed.
         seeds: at least one.
         batches: sizes of batch to time.
+        seconds: to spend on each measurement, about.
 
     Yields:
         The standings, always the same object, and the network that was just added.
@@ -89,7 +95,7 @@ def compete(
                 dense = dense or trained
                 if bench is None:
                     with phase("timing dense kernels"):
-                        bench = Bench(dense.model, setting.task.train.inputs, batches)
+                        bench = Bench(dense.model, setting.task.train.inputs, batches, seconds=seconds)
                 if str(contestant) not in standings.proofs:
                     with phase(f"saving, loading, packing and timing {contestant}"):
                         proof = bench.prove(trained, setting.model(seed + 1))

@@ -75,7 +75,11 @@ def as_json(row: Row) -> dict[str, object]:
     plain: dict[str, object] = {field.name: getattr(row, field.name) for field in fields(row)}
     plain["accuracies"] = list(row.accuracies)
     plain["latency_ms"] = {
-        str(batch): asdict(speed) | {"ratio": speed.ratio} for batch, speed in row.latency_ms.items()
+        str(batch): {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(speed).items()
+        }
+        | {"ratio": speed.ratio}
+        for batch, speed in row.latency_ms.items()
     }
     plain["layouts"] = {str(batch): dict(layers) for batch, layers in row.layouts.items()}
     return plain

@@ -62,6 +62,8 @@ def sparse_linear(
     check_values(values, prepared)
     if not is_native(x, values, bias):
         return reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
+    if x.dim() == 2:
+        return differentiable(x, values, prepared, bias, activation)
     rows = x.reshape(x.shape[:-1].numel(), inputs)
     return differentiable(rows, values, prepared, bias, activation).view(*x.shape[:-1], outputs)
 
@@ -70,16 +72,22 @@ def differentiable(
     x: Tensor, values: Tensor, prepared: Prepared, bias: Tensor | None, activation: str
 ) -> Tensor:
     """The operator with what its gradient will need; x [batch, inputs] or tiles."""
-    training = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, values, bias)
+    training = torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     )
-    transposed = prepared.transposed if training and x.requires_grad else []
     # Smooth activations need their argument again in backward: when training, keeping it is cheaper than
     # recomputing it.
     fused = "none" if training and activation not in ("none", "relu") else activation
-    y: Tensor = torch.ops.openwork.sparse_linear(
-        x, values, bias, prepared.walk, transposed, prepared.shape[0], fused
-    )
+    y: Tensor
+    if _is_traced(x, values):
+        transposed = prepared.transposed if training and x.requires_grad else []
+        y = torch.ops.openwork.sparse_linear(
+            x, values, bias, prepared.walk, transposed, prepared.shape[0], fused
+        )
+    elif training:
+        y = _Eager.apply(x, values, bias, prepared, fused)
+    else:
+        y = run_linear(x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=fused)
     return y if fused == activation else reference.activate(y, activation)
 
 
@@ -114,10 +122,28 @@ def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
 
 def is_native(*tensors: Tensor | None) -> bool:
     """Whether the native kernels compute with these tensors: float32 on the CPU."""
-    return native.enabled() and all(
-        tensor is None or (tensor.dtype == torch.float32 and tensor.device.type == "cpu")
-        for tensor in tensors
+    if not native.enabled():
+        return False
+    for tensor in tensors:
+        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+            return False
+    return True
+
+
+def _is_traced(x: Tensor, values: Tensor) -> bool:
+    """Whether someone looks at the operators instead of only at their results: a compiler, a transform such as
+    ``torch.func.grad``, a mode that records or replaces operators.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or not (type(x) in _PLAIN and type(values) in _PLAIN)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
     )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def check_linear(x: Tensor, inputs: int, outputs: int, bias: Tensor | None, activation: str) -> None:
@@ -220,6 +246,46 @@ def _address(tensor: Tensor | None = None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+class _Eager(torch.autograd.Function):
+    """The operator with its gradient, called directly. The dispatcher's way to an operator written in Python
+    takes tens of microseconds each time, more than many a sparse layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, prepared: Prepared, activation: str
+    ) -> Tensor:
+        y = run_linear(
+            x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=activation
+        )
+        ctx.save_for_backward(x, values, y if activation == "relu" else None)
+        ctx.prepared = prepared
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, values, y = ctx.saved_tensors
+        prepared: Prepared = ctx.prepared
+        walk, transposed = prepared.walk, prepared.transposed if ctx.needs_input_grad[0] else []
+        # The gradient of a gradient, which is rare, takes the way through the operators.
+        linear = torch.ops.openwork.sparse_linear if torch.is_grad_enabled() else _sparse_linear
+        gradient = torch.ops.openwork.weight_gradient if torch.is_grad_enabled() else _weight_gradient
+        dx = dvalues = dbias = None
+        if y is not None:
+            dy = dy * (y > 0)
+        if ctx.needs_input_grad[0]:
+            dx = linear(dy, values, None, transposed, walk, prepared.shape[1], "none")
+        if ctx.needs_input_grad[1]:
+            dvalues = gradient(x, dy, walk, transposed)
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(_SAMPLES[dy.dim()])
+        return dx, dvalues, dbias, None, None
+
+
+_SAMPLES = {2: (0,), 3: (0, 2)}
+"""The axes of the samples, of rows and of tiles."""
+
+
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, bias, walk, transposed, outputs, activation = inputs
     ctx.save_for_backward(x, values, bias, output if activation == "relu" else None, *walk, *transposed)
@@ -243,7 +309,7 @@ def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[1]:
         dvalues = torch.ops.openwork.weight_gradient(x, dy, walk, transposed)
     if ctx.needs_input_grad[2]:
-        dbias = dy.sum([axis for axis in range(dy.dim()) if axis != 1])
+        dbias = dy.sum(_SAMPLES[dy.dim()])
     return dx, dvalues, dbias, [None] * ctx.walk_length, [None] * len(transposed), None, None
 
 

@@ -197,10 +197,12 @@ class SparseLinear(nn.Linear):
 
         It is made at once when the topology changes, so that ``torch.compile`` never traces the making.
         """
-        if self._prepared is None or not (torch.compiler.is_compiling() or self._is_current(self._prepared)):
+        prepared = self._prepared
+        if prepared is None or not (torch.compiler.is_compiling() or self._is_current(prepared)):
             self._prepare()
-        assert self._prepared is not None
-        return self._prepared
+            prepared = self._prepared
+        assert prepared is not None
+        return prepared
 
     def _prepare(self) -> None:
         if not self.weight_col.is_meta:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import Allocation, allocation, exact_counts
+from openwork.connections import Connections
 from openwork.initialization import Init
 from openwork.method import check_fraction, method
 from openwork.plan import Row, wanted_total
@@ -29,7 +30,7 @@ class GMP(Training):
     Pruned weights stay zero, so masks are nested. After ``t1`` the rest of the run trains what is left.
 
     Args:
-        initial: sparsity at ``t0``; 0 by default.
+        initial: sparsity at ``t0``, or the final one of a parameter where that is lower; 0 by default.
         begin, until: ``t0`` and ``t1`` as parts of the run; 0 and 0.75 (the sources prune until 75 to 80 % of training).
         every: steps between prunings; 100 (the sources use 100 to 1000).
         power: 3, the cubic of the paper.
@@ -61,11 +62,16 @@ class GMP(Training):
         return Periodic(self.every, first, last, closing=True).due(step)
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
+        for connections, survivors in self.pruned(sparsifier, step):
+            connections.retain(survivors)
+
+    def pruned(self, sparsifier: Sparsifier, step: int) -> list[tuple[Connections, Tensor]]:
+        """What is left of each parameter at ``step``: boolean over its active places. Changes nothing."""
         first, last = self._window
-        progress = (step - first) / (last - first) if last > first else 1.0
+        progress = min((step - first) / (last - first), 1.0) if last > first else 1.0
         rows = [row for row in sparsifier.plan.sparse if not row.fixed]
         size = sum(row.numel for row in rows)
-        total = _kept_at(self, progress, size, wanted_total(self, size))
+        total = kept_at(self, progress, size, wanted_total(self, size))
         active = [sparsifier.connections[row.name] for row in rows]
         scores = [c.values.abs() for c in active]
         caps = [c.kept for c in active]
@@ -75,10 +81,12 @@ class GMP(Training):
         # Rounded shares may rise by one while the total falls; what is gone stays gone, so another parameter keeps it.
         counts = exact_counts(counts, caps, sum(counts))
         wanted = dict(zip((row.name for row in rows), counts, strict=True))
+        left = []
         for row in sparsifier.plan.sparse:
             connections = sparsifier.connections[row.name]
-            kept = wanted.get(row.name, _kept_at(self, progress, row.numel, row.kept))
-            connections.retain(connections.strongest_legal(min(kept, connections.kept)))
+            kept = wanted.get(row.name, kept_at(self, progress, row.numel, row.kept))
+            left.append((connections, connections.strongest_legal(min(kept, connections.kept))))
+        return left
 
     @property
     def _window(self) -> tuple[int, int]:
@@ -86,7 +94,8 @@ class GMP(Training):
         return max(1, math.floor(self.begin * steps)), max(1, math.floor(self.until * steps))
 
 
-def _kept_at(gmp: GMP, progress: float, size: int, final: int) -> int:
+def kept_at(gmp: GMP, progress: float, size: int, final: int) -> int:
     """How many of ``size`` connections are kept on the way to ``final``."""
-    curve = Polynomial(start=gmp.initial, stop=1.0 - final / size, power=gmp.power)
+    stop = 1.0 - final / size
+    curve = Polynomial(start=min(gmp.initial, stop), stop=stop, power=gmp.power)
     return round(size * (1.0 - curve.at(progress)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,23 +80,28 @@ class SET(StaticRandom):
         return Periodic(self.every, self.every, last).due(step)
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        fraction = value_at(self.drop, step, self.run_length)
-        rule, generator = growth(self.grow), sparsifier.generator
         # All parameters choose before any changes: a gradient that is not finite leaves the whole topology as it was.
-        chosen = [
-            (c, c.rewired(self.survivors(c, fraction), rule, generator))
-            for c in sparsifier.connections.values()
-        ]
-        for connections, positions in chosen:
+        for connections, positions in list(self.choose(sparsifier, step)):
             fresh = connections.adopt(positions)
             if self.grown_std and fresh.numel():
-                drawn = torch.randn(fresh.numel(), generator=generator, dtype=torch.float64)
+                drawn = torch.randn(fresh.numel(), generator=sparsifier.generator, dtype=torch.float64)
                 connections.write(fresh, (self.grown_std * drawn).to(connections.device))
+
+    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
+        """The positions that each parameter is to have from now on. Changes nothing."""
+        fraction = value_at(self.drop, step, self.run_length)
+        for c in sparsifier.connections.values():
+            rule = self.growth_in(c, sparsifier, step)
+            yield c, c.rewired(self.survivors(c, fraction), rule, sparsifier.generator)
+
+    def growth_in(self, connections: Connections, sparsifier: Sparsifier, step: int) -> Growth:
+        """Where new connections of one parameter go at this update."""
+        return growth(self.grow)
 
     def survivors(self, connections: Connections, fraction: float) -> Tensor:
         """Boolean over the active places: those that stay."""
-        active = connections.atoms().numel()
         if self.drop_by == "magnitude" or not connections.grid.plain or connections.grid.rows > 1:
+            active = connections.kept // connections.grid.atom
             return connections.strongest(active - _floor(fraction * active))
         values = connections.values
         negative = values < 0

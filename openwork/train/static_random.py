@@ -48,7 +48,10 @@ class StaticRandom(Training):
 
 
 def repaired(positions: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Move connections so that no output is without input and no input without output, where the count allows.
+    """Move connections so that no output is without input and no input without output.
+
+    It always succeeds from ``out + in - 1`` connections on. With fewer it does what it can, and never leaves more units
+    alone than there were.
 
     Args:
         positions: sorted int64, drawn at random; not changed.
@@ -91,18 +94,15 @@ def repaired(positions: Tensor, shape: tuple[int, ...], generator: torch.Generat
         connect(output, input_)
 
     surplus = len(active) - positions.numel()
-    candidates = torch.tensor(sorted(active))
-    for candidate in candidates[torch.randperm(len(active), generator=generator)].tolist():
-        if surplus == 0:
-            break
-        output, input_ = candidate // (inputs * taps), candidate // taps % inputs
-        if fan_in[output] > 1 and fan_out[input_] > 1:
-            active.remove(candidate)
-            fan_in[output] -= 1
-            fan_out[input_] -= 1
-            surplus -= 1
-    if surplus:
-        # Too few connections to reach every unit: the count is exact, the repair as good as it can be.
-        spare = torch.tensor(sorted(active))[torch.randperm(len(active), generator=generator)]
-        active.difference_update(spare[:surplus].tolist())
-    return torch.tensor(sorted(active))
+    # Give up connections whose units both have another one; then, where there are too few to reach every unit, those that
+    # leave one unit alone, and only then those that leave two.
+    for spared in (2, 1, 0):
+        candidates = torch.tensor(sorted(active), dtype=torch.int64)
+        for candidate in candidates[torch.randperm(len(active), generator=generator)].tolist():
+            output, input_ = candidate // (inputs * taps), candidate // taps % inputs
+            if surplus and int(fan_in[output] > 1) + int(fan_out[input_] > 1) >= spared:
+                active.remove(candidate)
+                fan_in[output] -= 1
+                fan_out[input_] -= 1
+                surplus -= 1
+    return torch.tensor(sorted(active), dtype=torch.int64)

@@ -1,0 +1,158 @@
+"""Linear layers for one sample: rows side by side in slices of 16 (sliced ELL).
+
+With one sample each nonzero needs one input from a place of its own, and a vector of products must hold
+different nonzeros. Taken from one row, they have to be added up across the vector when the row ends. Taken
+from 16 rows, each lane keeps the sum of its own row. Rows are sorted by length, so that slices need little
+padding: none at all with constant fan-in, where this is the condensed layout of SRigL (Lasby et al., ICLR
+2024, arXiv:2305.02299).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from openwork.kernels import inference, linear, native
+
+SLICE_ROWS = 16
+"""Rows in a slice (csrc/kernels/slices.cpp)."""
+
+_library = torch.library.Library("openwork", "FRAGMENT")
+_library.define(
+    "sliced_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor rows, Tensor? bias,"
+    " SymInt outputs, str activation) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """A frozen sparse matrix in slices of 16 rows; made by `slice_rows`.
+
+    Attributes:
+        shape: (outputs, inputs).
+        columns: uint16, or int32 for more than 65535 inputs, [entries, 16]; `inputs` where a row has ended.
+        values: float32 or bfloat16 [entries, 16]; zero where a row has ended.
+        ends: int64 [slices + 1]: slice i has the entries from ends[i] to ends[i + 1].
+        rows: int32 [slices * 16], the row in each lane, longest rows first; -1 for none.
+    """
+
+    shape: tuple[int, int]
+    columns: Tensor = field(repr=False)
+    values: Tensor = field(repr=False)
+    ends: Tensor = field(repr=False)
+    rows: Tensor = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return self.columns.nbytes + self.values.nbytes + self.ends.nbytes + self.rows.nbytes
+
+
+def padded_entries(crow: Tensor) -> int:
+    """Nonzeros that slices of a matrix with row pointers `crow` would hold, padding included."""
+    lengths = crow.diff().sort(descending=True).values
+    return int(lengths[::SLICE_ROWS].sum()) * SLICE_ROWS
+
+
+def slice_rows(
+    values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> Slices:
+    """Lay out `values` [kept] (float32, CPU) in slices. Later changes of `values` are not seen.
+
+    Args:
+        values: [kept], in CSR order.
+        crow: int32 [outputs + 1].
+        col: int32 [kept].
+        shape: (outputs, inputs).
+        dtype: what to store weights as: float32, or bfloat16, which rounds them to 8 bits of mantissa.
+
+    Raises:
+        ValueError: not a CSR matrix of this shape.
+        TypeError: other dtypes or devices.
+    """
+    inference.check_weights(values, crow, col, shape, dtype)
+    outputs, inputs = shape
+    lengths = crow.diff().long()
+    order = lengths.argsort(descending=True, stable=True)
+    slices = -(-outputs // SLICE_ROWS)
+    rows = torch.full((slices * SLICE_ROWS,), -1, dtype=torch.int32)
+    rows[:outputs] = order
+    ends = torch.zeros(slices + 1, dtype=torch.int64)
+    ends[1:] = lengths[order][::SLICE_ROWS].cumsum(0)
+
+    lane = torch.empty_like(order)
+    lane[order] = torch.arange(outputs)
+    lane = lane.repeat_interleave(lengths)
+    rank = torch.arange(col.numel()) - crow[:-1].long().repeat_interleave(lengths)
+    place = (ends[lane // SLICE_ROWS] + rank) * SLICE_ROWS + lane % SLICE_ROWS
+    entries = int(ends[-1])
+    columns = torch.full((entries * SLICE_ROWS,), inputs, dtype=torch.int32)
+    columns[place] = col
+    weights = torch.zeros(entries * SLICE_ROWS)
+    weights[place] = values.detach()
+    return Slices(
+        shape,
+        columns.to(inference.column_dtype(inputs)).view(-1, SLICE_ROWS),
+        weights.to(dtype).view(-1, SLICE_ROWS),
+        ends,
+        rows,
+    )
+
+
+def sliced_linear(x: Tensor, slices: Slices, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """`activation(x W^T + bias)`, float32 on the CPU, without gradients; one sample after the other.
+
+    An output is one chain of fused multiply-adds in ascending column order, for any number of threads.
+
+    Args:
+        x: [..., inputs].
+        slices: from `slice_rows`.
+        bias: [outputs].
+        activation: one of `linear.ACTIVATIONS`.
+
+    Returns:
+        [..., outputs].
+    """
+    samples = inference.check_inputs(x, slices.shape, bias, activation)
+    y: Tensor = torch.ops.openwork.sliced_linear(
+        samples, slices.columns, slices.values, slices.ends, slices.rows, bias, slices.shape[0], activation
+    )
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], slices.shape[0])
+
+
+def _sliced_linear(
+    x: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    ends: Tensor,
+    rows: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    activation: str,
+) -> Tensor:
+    if not native.enabled():
+        owner = torch.where(rows < 0, outputs, rows).long().view(-1, SLICE_ROWS)
+        owner = owner.repeat_interleave(ends.diff(), 0)
+        return inference.gathered_linear(x, columns, values, owner, bias, outputs, activation)
+    x = x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = x.new_empty(x.shape[0], outputs)
+    native.kernels().sliced_linear(
+        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, columns.data_ptr(), values.data_ptr(),
+        ends.data_ptr(), rows.data_ptr(), ends.numel() - 1, columns.dtype == torch.int32,
+        values.dtype == torch.bfloat16, 0 if bias is None else bias.data_ptr(),
+        linear.ACTIVATIONS.index(activation),
+        native.threads(values.numel() * x.shape[0] * inference.NONZERO_WORK),
+    )  # fmt: skip
+    return y
+
+
+_library.impl("sliced_linear", _sliced_linear, "CPU")
+torch.library.register_fake(
+    "openwork::sliced_linear",
+    lambda x, columns, values, ends, rows, bias, outputs, activation: x.new_empty(x.shape[0], outputs),
+    lib=_library,
+)

@@ -1,0 +1,59 @@
+"""Unstructured rows, or rows of constant fan-in, side by side in slices of 16: for single samples."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from openwork.kernels import slices as kernel
+from openwork.layouts.csr import CSR
+from openwork.layouts.layout import Layout, layout
+
+LARGEST_BATCH = 2
+"""Samples go one after the other, so that more of them are better served by the layouts for small batches."""
+
+MOST_DENSITY = 2 / 3
+"""Above, the six bytes of a nonzero are more than the four of every weight of a dense matrix."""
+
+MOST_PADDING = 1.5
+"""Entries for each nonzero, above which rows differ too much in length to lie side by side."""
+
+
+@layout
+class Slices(Layout):
+    """Sliced ELL: rows sorted by length, 16 side by side, columns of 16 bits where possible.
+
+    Suits any topology whose rows are not all too different; made for one sample. With constant fan-in it has
+    no padding.
+    """
+
+    name: ClassVar[str] = "slices"
+
+    def __init__(self, held: kernel.Slices) -> None:
+        self.held = held
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        if values.dtype != torch.float32 or values.device.type != "cpu":
+            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if batch > LARGEST_BATCH:
+            return f"it takes samples one by one, which is slow for {batch}"
+        if topology.density > MOST_DENSITY:
+            return f"at a density of {topology.density:.2f} it takes more bytes than the dense matrix"
+        entries = kernel.padded_entries(topology.crow)
+        if entries > MOST_PADDING * topology.kept + kernel.SLICE_ROWS**2:
+            return f"rows of {topology.kept} nonzeros would be filled up to {entries} entries"
+        return None
+
+    @classmethod
+    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
+        return cls(kernel.slice_rows(values, topology.crow, topology.col, topology.shape))
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        return kernel.sliced_linear(x, self.held, bias, activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.held.nbytes

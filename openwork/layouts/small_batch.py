@@ -1,0 +1,49 @@
+"""Unstructured rows in octets of nonzeros: for 1 to 16 samples."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from openwork.kernels import small_batch as kernel
+from openwork.layouts.csr import CSR
+from openwork.layouts.layout import Layout, layout
+
+MOST_DENSITY = 2 / 3
+"""Above, the six bytes of a nonzero are more than the four of every weight of a dense matrix."""
+
+
+@layout
+class Octets(Layout):
+    """CSR with rows filled up to multiples of eight nonzeros, and columns of 16 bits where possible.
+
+    Suits any topology; made for batches that do not fill a vector, and rows of several nonzeros.
+    """
+
+    name: ClassVar[str] = "octets"
+
+    def __init__(self, held: kernel.Octets) -> None:
+        self.held = held
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        if values.dtype != torch.float32 or values.device.type != "cpu":
+            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if batch > kernel.LARGEST_BATCH:
+            return f"it is made for at most {kernel.LARGEST_BATCH} samples, not {batch}"
+        if topology.density > MOST_DENSITY:
+            return f"at a density of {topology.density:.2f} it takes more bytes than the dense matrix"
+        return None
+
+    @classmethod
+    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
+        return cls(kernel.octet_rows(values, topology.crow, topology.col, topology.shape))
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        return kernel.small_batch_linear(x, self.held, bias, activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.held.nbytes

@@ -1,0 +1,347 @@
+"""The conformance suite holds every method to its promises, and notices when one is broken."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from openwork import method as methods
+from openwork.growth import Gradient
+from openwork.method import Method, registry
+from openwork.patterns import NM, Block, FanIn
+from openwork.prune.magnitude import Magnitude
+from openwork.pruner import Pruning
+from openwork.testing import BrokenPromise, check_method, checks
+from openwork.train.gmp import GMP
+from openwork.train.rigl import RigL
+from openwork.train.set import SET
+from openwork.train.static_random import StaticRandom
+
+
+@pytest.mark.parametrize("name", registry())
+def test_every_registered_method_keeps_its_promises(name):
+    check_method(registry()[name])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (RigL, {"replace": False, "pattern": FanIn()}),
+        (RigL, {"grow": "momentum"}),
+        (SET, {"grown_std": 0.1, "drop_by": "magnitude", "pattern": Block(3, 1), "replace": True}),
+        (SET, {"pattern": NM(1, 3)}),
+        (GMP, {"allocation": "lamp", "every": 1, "initial": 0.3}),
+        (StaticRandom, {"repair": True, "init": "kaiming"}),
+        (Magnitude, {"allocation": "lamp", "rounds": 3}),
+    ],
+    ids=lambda v: v.__name__ if isinstance(v, type) else "-".join(map(str, v)),
+)
+def test_options_keep_them_too(cls, options):
+    check_method(cls, **options)
+
+
+def test_the_list_of_promises():
+    listed = checks()
+    assert len(listed) >= 15
+    assert {"budget is exact", "seed decides", "resuming gives the same bits"} <= listed.keys()
+    assert all(promise.endswith(".") for promise in listed.values())
+
+
+@pytest.fixture
+def register():
+    """Registers methods for one test only."""
+    before = dict(methods._REGISTRY)
+
+    def add(cls, **changes):
+        return methods.method(
+            **{"paper": "somebody, 2024", "kind": "train", "name": cls.__name__.lower(), **changes}
+        )(cls)
+
+    yield add
+    methods._REGISTRY.clear()
+    methods._REGISTRY.update(before)
+
+
+def broken(cls, *promises):
+    """Which of some promises a method breaks, of all if none are named."""
+    with pytest.raises(BrokenPromise) as caught:
+        check_method(cls, promises or None)
+    return {line[2:].split(":")[0] for line in str(caught.value).splitlines()[1:] if line.startswith("- ")}
+
+
+def frozen(cls):
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def test_a_good_newcomer(register):
+    @frozen
+    class Newcomer(SET):
+        """Drops a little more, and says so.
+
+        Args:
+            more: how much more.
+        """
+
+        more: float = 0.1
+
+    check_method(register(Newcomer))
+
+
+def test_documentation_is_noticed(register):
+    @frozen
+    class Silent(StaticRandom):
+        secret: int = 3
+
+    @frozen
+    class Vague(StaticRandom):
+        """Has an option
+
+        that nobody explains.
+        """
+
+    @frozen
+    class Unexplained(StaticRandom):
+        """One sentence.
+
+        Args:
+            other: something.
+        """
+
+        secret: int = 3
+
+    promise = "is registered and documented"
+    for cls in (Silent, Vague, Unexplained):
+        assert broken(register(cls), promise) == {promise}
+    assert broken(register(Vague, paper=" "), promise) == {promise}
+
+
+def test_an_unregistered_class_is_noticed():
+    @frozen
+    class Stranger(StaticRandom):
+        """Nobody knows it."""
+
+    assert broken(Stranger, "is registered and documented")
+
+
+def test_wrong_counts_are_noticed(register):
+    @frozen
+    class OneTooFew(StaticRandom):
+        """Loses one connection."""
+
+        def topology(self, row, generator):
+            return super().topology(row, generator)[1:]
+
+    @frozen
+    class Creeping(SET):
+        """Loses one at every update."""
+
+        def update(self, sparsifier, step):
+            super().update(sparsifier, step)
+            c = sparsifier.connections.get("4.weight", None)
+            if c is not None and c.kept > 1:
+                c.replace(c.positions[1:])
+
+    exact = "budget is exact", "ties are broken exactly", "one row is enough"
+    assert broken(register(OneTooFew), *exact) == {*exact}
+    assert broken(register(Creeping), "budget is exact", "zeros stay zero") == {
+        "budget is exact",
+        "zeros stay zero",
+    }
+
+
+def test_a_threshold_is_noticed(register):
+    @frozen
+    class Threshold(Pruning):
+        """Keeps whatever is at least as large as the k-th, all ties included."""
+
+        def scores(self, model, weights, data, loss):
+            return {n: w.detach().abs() for n, w in weights.items()}
+
+    import openwork.patterns as patterns
+
+    def sloppy(scores, k):
+        return scores >= scores.flatten().kthvalue(scores.numel() - k + 1).values if k else scores > torch.inf
+
+    original = patterns.top_k
+    patterns.top_k = sloppy
+    try:
+        assert broken(register(Threshold), "ties are broken exactly")
+    finally:
+        patterns.top_k = original
+
+
+def test_global_randomness_is_noticed(register):
+    @frozen
+    class Dice(StaticRandom):
+        """Rolls the dice of everybody."""
+
+        def topology(self, row, generator):
+            return torch.randperm(row.numel)[: row.kept].sort().values
+
+    assert broken(register(Dice), "seed decides")
+
+
+def test_hidden_state_is_noticed(register):
+    counter = []
+
+    @frozen
+    class Forgetful(SET):
+        """Keeps its state where no file sees it."""
+
+        def update(self, sparsifier, step):
+            counter.append(step)
+            sparsifier.generator.manual_seed(len(counter) % 7919)
+            super().update(sparsifier, step)
+
+    promises = "seed decides", "resuming gives the same bits"
+    assert broken(register(Forgetful), *promises) == {*promises}
+
+
+def test_meddling_with_other_parameters_is_noticed(register):
+    @frozen
+    class Meddler(Pruning):
+        """Scales the norms, and leaves gradients behind."""
+
+        def scores(self, model, weights, data, loss):
+            for module in model.modules():
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.weight.data *= 2
+            return {n: w.detach().abs() for n, w in weights.items()}
+
+    @frozen
+    class Trainer(StaticRandom):
+        """Moves the biases."""
+
+        def due(self, step):
+            return True
+
+        def update(self, sparsifier, step):
+            for c in sparsifier.connections.values():
+                if getattr(c.weight.module, "bias", None) is not None:
+                    c.weight.module.bias += 0.1
+
+    assert broken(register(Meddler, kind="prune")) == {"what is excluded is untouched"}
+    assert broken(register(Trainer), "what is excluded is untouched")
+
+
+def test_a_change_of_dtype_is_noticed(register):
+    @frozen
+    class Precise(StaticRandom):
+        """Believes in float64."""
+
+        def attached(self, sparsifier):
+            for c in sparsifier.connections.values():
+                c.weight.parameter.data = c.weight.parameter.data.double()
+
+    assert broken(register(Precise), "dtype and device are kept")
+
+
+def test_half_an_update_is_noticed(register):
+    @frozen
+    class Hasty(RigL):
+        """Changes one layer after the other, until it meets NaN."""
+
+        def update(self, sparsifier, step):
+            for c in sparsifier.connections.values():
+                survivors = c.strongest(max(0, c.atoms().numel() - 3))
+                c.adopt(c.rewired(survivors, Gradient(), sparsifier.generator))
+
+        def limits(self):
+            return ()
+
+    assert broken(register(Hasty)) == {"bad gradients do no harm"}
+
+
+def test_weights_outside_the_mask_are_noticed(register):
+    @frozen
+    class Leaky(StaticRandom):
+        """Writes where nothing should be."""
+
+        def due(self, step):
+            return True
+
+        def update(self, sparsifier, step):
+            c = next(iter(sparsifier.connections.values()))
+            if not c.weight.stored:
+                c.weight.parameter.data += 1e-3
+
+    assert broken(register(Leaky), "zeros stay zero", "budget is exact") == {
+        "zeros stay zero",
+        "budget is exact",
+    }
+
+
+def test_a_false_limit_is_noticed(register):
+    @frozen
+    class Boastful(SET):
+        """Says that it is static, and is not."""
+
+        def limits(self) -> Iterable[tuple[Method, Method]]:
+            yield self, self.reduced_to(StaticRandom)
+
+    assert broken(register(Boastful), "limits are simpler methods")
+
+
+def test_what_cannot_be_recorded_is_noticed(register):
+    @frozen
+    class Callable(StaticRandom):
+        """Takes a function.
+
+        Args:
+            rule: any function.
+        """
+
+        rule: Mapping[str, object] = torch.relu
+
+    assert broken(register(Callable), "record is plain data")
+
+
+def test_changing_values_are_noticed(register):
+    @frozen
+    class Unequal(StaticRandom):
+        """No two are alike."""
+
+        def __eq__(self, other):
+            return self is other
+
+        __hash__ = object.__hash__
+
+    assert broken(register(Unequal), "is a value")
+
+
+def test_storages_that_disagree_are_noticed(register):
+    @frozen
+    class Partial(SET):
+        """Forgets stored layers."""
+
+        def update(self, sparsifier, step):
+            if not any(c.weight.stored for c in sparsifier.connections.values()):
+                super().update(sparsifier, step)
+
+    assert broken(register(Partial), "both storages agree")
+
+
+def test_what_is_neither_training_nor_pruning_is_refused():
+    with pytest.raises(TypeError, match="neither a Training nor a Pruning"):
+        check_method(Method)
+    with pytest.raises(ValueError, match="no promise is called speed; there are is registered"):
+        check_method(SET, ["speed"])
+
+
+def test_the_finding_names_method_promise_and_place(register):
+    @frozen
+    class OneTooMany(StaticRandom):
+        """Keeps one more."""
+
+        def topology(self, row, generator):
+            positions = super().topology(row, generator)
+            free = set(range(row.numel)) - set(positions.tolist())
+            return torch.tensor(sorted([*positions.tolist(), *sorted(free)[:1]]), dtype=torch.int64)
+
+    with pytest.raises(BrokenPromise) as caught:
+        check_method(register(OneTooMany), ["budget is exact"], sparsity=0.5)
+    text = str(caught.value)
+    assert text.startswith("OneTooMany breaks 1 of 1 promises")
+    assert "- budget is exact: " in text
+    assert "planned were" in text
