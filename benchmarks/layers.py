@@ -47,22 +47,35 @@ def draw(result: dict[str, object], to: Path) -> None:
         }
         for row in result["fastest"]
     ]
-    bars = alt.Chart().mark_bar().encode(
-        x=alt.X("sparsity:N", title=None, sort=None),
-        y=alt.Y("ratio:Q", title="times as fast as the best dense kernel"),
-        color=alt.Color("pattern:N", title=None, scale=alt.Scale(range=["#b4652f", "#33658a"])),
-        xOffset=alt.XOffset("pattern:N", sort=None),
+    bars = (
+        alt.Chart()
+        .mark_bar()
+        .encode(
+            x=alt.X("sparsity:N", title=None, sort=None),
+            y=alt.Y("ratio:Q", title="times as fast as the best dense kernel"),
+            color=alt.Color("pattern:N", title=None, scale=alt.Scale(range=["#b4652f", "#33658a"])),
+            xOffset=alt.XOffset("pattern:N", sort=None),
+        )
     )
     line = alt.Chart().mark_rule(strokeDash=[4, 3]).encode(y=alt.datum(1))
-    text = alt.Chart().mark_text(dy=-5, fontSize=9).encode(
-        x=alt.X("sparsity:N", sort=None), y="ratio:Q", text=alt.Text("ratio:Q", format=".1f"), xOffset=alt.XOffset("pattern:N", sort=None)
+    text = (
+        alt.Chart()
+        .mark_text(dy=-5, fontSize=9)
+        .encode(
+            x=alt.X("sparsity:N", sort=None),
+            y="ratio:Q",
+            text=alt.Text("ratio:Q", format=".1f"),
+            xOffset=alt.XOffset("pattern:N", sort=None),
+        )
     )
     sizes = [f"batch {batch}" for batch in BATCHES]
     chart = (
         alt.layer(bars, line, text, data=alt.Data(values=values))
         .properties(width=190, height=200)
         .facet(alt.Column("batch:N", title=None, sort=sizes))
-        .properties(title=f"A layer of {result['layer']} on {result['machine']['cpu']}, {result['machine']['threads']} threads, float32")
+        .properties(
+            title=f"A float32 layer of {result['layer']}, {result['machine']['cpu']}, {result['machine']['threads']} threads"
+        )
         .configure(background="white")
     )
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +83,9 @@ def draw(result: dict[str, object], to: Path) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--layer", default="1024x1024")
     options.add_argument("--seconds", type=float, default=0.6)
     options.add_argument("--draw-only", type=Path)

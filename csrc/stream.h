@@ -37,6 +37,11 @@ struct Weave {
   const float* value;               // [kept], in the same order, or
   const std::int32_t* permutation;  // if not null, nonzero e has value[permutation[e]]
   std::int64_t kept;
+  const std::int32_t* place = nullptr;  // if not null, the inputs of column k are place[k] units from the start, instead of k
+
+  OPENWORK_INLINE std::uint32_t offset_at(std::int64_t e) const {
+    return static_cast<std::uint32_t>(place ? place[column[e]] : column[e]) * offset_unit;
+  }
 
   OPENWORK_INLINE float value_at(std::int64_t e) const { return permutation ? value[permutation[e]] : value[e]; }
 
@@ -52,7 +57,7 @@ struct Weave {
     Word* word = words + walk.parts[part].word;
     for (const Run *run = walk.runs + walk.parts[part].run, *end = walk.runs + walk.parts[part + 1].run; run < end; ++run) {
       std::int32_t u = 0;
-      for (; u < run->length && run->first + u + lanes <= kept; u += lanes) {
+      for (; !place && u < run->length && run->first + u + lanes <= kept; u += lanes) {
         const std::int64_t e = run->first + u;
         const Vec offset = (Vec)((IntVec)load_unaligned(reinterpret_cast<const float*>(column + e)) * offset_unit);
         const Vec weight = values_at(e);
@@ -64,7 +69,7 @@ struct Weave {
         const float weight = value_at(run->first + u);
         std::uint32_t bits;
         std::memcpy(&bits, &weight, sizeof bits);
-        word[u] = static_cast<Word>(static_cast<std::uint32_t>(column[run->first + u]) * offset_unit) << 32 | bits;
+        word[u] = static_cast<Word>(offset_at(run->first + u)) << 32 | bits;
       }
       word += run->length;
     }

@@ -41,4 +41,4 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_de
 sparsifier = ow.attach(model, optimizer, ow.KeepZeros(), masks=pruned.masks)
 train(model, optimizer, 200)
 print(f"fine-tuned: {accuracy(model):.3f}")
-assert all((weight[~mask] == 0).all() for weight, mask in zip((model[0].weight, model[2].weight, model[4].weight), pruned.masks.values(), strict=True))
+assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in pruned.masks.items())

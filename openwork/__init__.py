@@ -14,7 +14,9 @@ _PUBLIC = {
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
+    "memory": ["Memory", "training_memory"],
     "method": ["Method"],
+    "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
@@ -28,11 +30,13 @@ _PUBLIC = {
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
     "train.itop": ["ITOP"],
+    "train.gse": ["GSE"],
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
+    "train.srigl": ["SRigL"],
     "train.static_random": ["StaticRandom"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
@@ -64,8 +68,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Growth as Growth
     from openwork.growth import Momentum as Momentum
     from openwork.growth import Random as Random
+    from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.csr import CSR as CSR
     from openwork.layouts.linear import SparseLinear as SparseLinear
+    from openwork.memory import Memory as Memory
+    from openwork.memory import training_memory as training_memory
     from openwork.method import Method as Method
     from openwork.pack import Decisions as Decisions
     from openwork.pack import pack_ as pack_
@@ -97,12 +104,14 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
+    from openwork.train.gse import GSE as GSE
     from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
+    from openwork.train.srigl import SRigL as SRigL
     from openwork.train.static_random import StaticRandom as StaticRandom
 
     __version__: str

@@ -10,12 +10,14 @@ remembered for this machine, so that packing again costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense, TorchDense
 from openwork.layouts.layout import Layout, layouts
 from openwork.layouts.linear import SparseLinear
-from openwork.layouts.packed import DenseLinear, PackedLinear, fixed_bias
+from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear, fixed_bias
 from openwork.progress import track
 from openwork.scores import run
 from openwork.timing import Latency, latencies
@@ -291,12 +293,18 @@ def contest(topology: CSR, values: Tensor, batch: int, seconds: float) -> dict[s
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, topology.shape[1], generator=generator).to(values.device, values.dtype)
     suited = [cls for cls in layouts() if cls.unsuited(topology, values, batch) is None]
-    held = {cls.name: cls.build(topology, values, batch) for cls in suited}
-    return latencies({name: _call(layout, x) for name, layout in held.items()}, seconds=seconds, rounds=9)
+    weight = topology.dense(values)
+    calls: dict[str, Callable[[], object]] = {TorchDense.name: lambda: nn.functional.linear(x, weight)}
+    for cls in suited:
+        if cls is not TorchDense:  # that is what a layer does that is not packed: without a dispatch
+            calls[cls.name] = _call(
+                Dispatch({batch: cls.build(topology, values, batch)}, topology.shape[1]), x
+            )
+    return latencies(calls, seconds=seconds, rounds=9)
 
 
-def _call(layout: Layout, x: Tensor) -> Any:
-    return lambda: layout.linear(x, None, "none")
+def _call(dispatch: Dispatch, x: Tensor) -> Callable[[], object]:
+    return lambda: dispatch(x, None, "none")
 
 
 def _connections(layer: nn.Linear) -> tuple[CSR, Tensor]:
@@ -326,7 +334,7 @@ def _activations_behind(model: nn.Module) -> dict[str, tuple[str, str]]:
     for prefix, module in model.named_modules():
         if isinstance(module, nn.Sequential):
             children = list(module.named_children())
-            for (name, child), (after, behind) in zip(children, children[1:], strict=False):
+            for (name, child), (after, behind) in pairwise(children):
                 kind = _FUSED.get(type(behind))
                 if isinstance(behind, nn.GELU) and behind.approximate == "tanh":
                     kind = "gelu_tanh"
@@ -404,10 +412,9 @@ class _Memory:
         )
         self.path = Path(folder) / "pack" / f"{digest}.json"
         self.known: dict[str, dict[str, float]] = {}
-        try:
+        # Without a file nothing was measured yet; a file that is no JSON was not written by us.
+        with contextlib.suppress(OSError, ValueError):
             self.known = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            pass  # nothing was measured yet, or an interrupted older version wrote it: measure again
         self.changed = False
 
     def recall(self, key: str) -> dict[str, float] | None:

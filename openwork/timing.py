@@ -11,11 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import quantiles
 
-try:
-    import resource
-except ImportError:  # not on every system
-    resource = None  # type: ignore[assignment]
-
 SAMPLE_SECONDS = 5e-4
 """A sample repeats what is faster than this: the clock and the call around it must not show."""
 
@@ -81,7 +76,11 @@ def _sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
 
 def _interruptions() -> int:
     """How often a thread of this process had to make room for another process."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _summary(samples: list[tuple[float, bool]]) -> Latency:

@@ -271,3 +271,22 @@ def test_sparse_gradients_are_refused():
     connect(weight, Unstructured(), [], positions=torch.arange(7))
     with pytest.raises(ValueError, match=r"0.weight is a torch.sparse tensor.* sparse=False"):
         embedding(torch.tensor([1, 2])).sum().backward()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(("pattern", "vacant"), [(Unstructured(), [7]), (FanIn(), [0, 2, 3, 1]), (Unstructured(), [0])])
+def test_as_many_grow_as_are_asked_for(stored, pattern, vacant):
+    """More or fewer than were dropped, in every row."""
+    _, _, c = connections(stored, pattern)
+    survivors = c.strongest(8)
+    rows, counts = c.grid.rows, torch.tensor(vacant)
+    stayed = c.counted(survivors)
+    assert int(stayed.sum()) == 8
+    assert torch.equal(c.counted(survivors) + c.counted(~survivors), c.counted(survivors | True))
+    before = states(c)
+    kept = c.atoms()[survivors].tolist()
+    fresh = c.adopt(c.rewired(survivors, Random(), generator(2), counts))
+    assert torch.equal(torch.bincount(c.atoms() // c.grid.competitors, minlength=rows), stayed + counts)
+    now = states(c)
+    assert all(now[place] == before[place] for place in kept)
+    assert all(now[place] == (0.0, 0.0) for place in fresh.tolist())

@@ -172,7 +172,8 @@ def test_links_are_predicted_from_the_graph_alone(outputs, inputs, density, seed
     scores = ch3_l3(adjacency)
     for soft in (True, False):
         grown = CH3L3(soft).places(Graph(outputs, inputs), taken, torch.tensor([k]), generator(seed))
-        chosen = torch.zeros(outputs * inputs, dtype=torch.bool).index_fill_(0, grown, True).view_as(adjacency)
+        chosen = torch.zeros_like(adjacency)
+        chosen.view(-1)[grown] = True
         assert grown.tolist() == sorted(set(grown.tolist()))
         assert int(chosen.sum()) == k
         assert not (chosen & adjacency).any()

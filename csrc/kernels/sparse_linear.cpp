@@ -1,92 +1,26 @@
 // Y = activation(X W^T + bias) with a sparse W in CSR: the forward kernel, and on the transposed matrix the one for dX = dY W.
 //
-// Each output row of a tile is a handful of vector accumulators; each nonzero costs one word of the weight stream, a broadcast,
-// and as many aligned loads and fused multiply-adds as there are accumulators. The inputs that one block of columns needs stay
-// in the first-level cache while all rows pass over it. An output is one chain of multiply-adds in ascending column order, so
-// neither threads nor tiles nor blocks change its bits.
+// One loop (multiply.h) on feature-major tiles (tiles.h), which are packed and unpacked on the way.
+#include "multiply.h"
 #include "scratch.h"
-#include "stream.h"
 #include "tiles.h"
 
 namespace openwork::OPENWORK_LEVEL {
 namespace {
 
-// How far the weight stream (in words) and the outputs (in runs, which jump about because they are sorted) are fetched early.
-constexpr int words_ahead = 256;
-constexpr int words_per_line = 8;
-constexpr int outputs_ahead = 4;
-
-// One run onto one strip of `vectors` registers; n nonzeros, or run->length if n = -1. `first`: the block that starts the sum.
-template <int vectors, int width, bool first, int n>
-OPENWORK_INLINE void multiply_run(const Run* run, const Word* word, const float* x, float* y) {
-  if (n == 0 && !first) return;
-  const std::int32_t length = n >= 0 ? n : run->length;
-  float* out = y + static_cast<std::size_t>(run->row) * width;
-  for (int u = 0; u < length; u += words_per_line) prefetch(word + words_ahead + u);
-  const float* later = y + static_cast<std::size_t>(run[outputs_ahead].row) * width;
-  OPENWORK_UNROLL
-  for (int j = 0; j < vectors * lanes; j += 16) prefetch(later + j);
-
-  Vec sum[vectors];
-  OPENWORK_UNROLL
-  for (int j = 0; j < vectors; ++j) sum[j] = first ? Vec{} : load(out + j * lanes);
-  const auto add = [&](std::int32_t u) __attribute__((always_inline)) {
-    Word both = word[u];
-    asm("" : "+r"(both));  // one load of the word, not one of each half: loads are what limits this loop
-    const float* in = input_of<width>(both, x);
-    const Vec weight = broadcast(value_of(both));
-    OPENWORK_UNROLL
-    for (int j = 0; j < vectors; ++j) sum[j] = weight * load(in + j * lanes) + sum[j];
-  };
-  if constexpr (n >= 0) {
-    OPENWORK_UNROLL
-    for (int u = 0; u < n; ++u) add(u);
-  } else {
-    std::int32_t u = 0;
-    for (; u + 4 <= length; u += 4) {
-      add(u);
-      add(u + 1);
-      add(u + 2);
-      add(u + 3);
-    }
-    for (; u < length; ++u) add(u);
-  }
-  OPENWORK_UNROLL
-  for (int j = 0; j < vectors; ++j) store(out + j * lanes, sum[j]);
-}
-
-// One part of the rows for one tile: y (overwritten) = W x.
+// A feature-major tile. Wide ones are taken in strips, as the small levels have few registers.
 template <int width>
-void multiply(const Walk& walk, const Word* words, std::int64_t part, const float* x, float* y) {
-  constexpr int vectors = width / lanes <= 8 ? width / lanes : 8;  // more would not fit in the registers of the small levels
-  constexpr int strip = vectors * lanes;
-  const Run* run = walk.runs + walk.parts[part].run;
-  const Word* word = words + walk.parts[part].word;
-  const std::int32_t* bucket = walk.buckets + part * walk.block_count * bucket_count;
-  for (std::int64_t block = 0; block < walk.block_count; ++block, bucket += bucket_count) {
-    const Run* first_run = run;
-    const Word* first_word = word;
-    for (int s = 0; s < width; s += strip) {
-      run = first_run;
-      word = first_word;
-      if (block == 0)
-        walk_block(run, bucket, [&](auto n, const Run* r) __attribute__((always_inline)) {
-          multiply_run<vectors, width, true, n>(r, word, x + s, y + s);
-          word += n >= 0 ? static_cast<int>(n) : r->length;
-        });
-      else
-        walk_block(run, bucket, [&](auto n, const Run* r) __attribute__((always_inline)) {
-          multiply_run<vectors, width, false, n>(r, word, x + s, y + s);
-          word += n >= 0 ? static_cast<int>(n) : r->length;
-        });
-    }
-  }
-}
+struct FeatureTile {
+  static constexpr int vectors = width / lanes <= 8 ? width / lanes : 8, strips = width / (vectors * lanes);
+  static constexpr int vectors_per_line = 16 / lanes, pitch = width;
+  static constexpr int at(int strip, int j) { return (strip * vectors + j) * lanes; }
+  OPENWORK_INLINE static const float* input(Word word, const float* x) { return input_of<width>(word, x); }
+};
 
 void multiply(const Walk& walk, const Word* words, std::int64_t part, const float* x, float* y, std::int64_t width) {
-  if (width == 64) multiply<64>(walk, words, part, x, y);
-  else if (width == 32) multiply<32>(walk, words, part, x, y);
-  else multiply<16>(walk, words, part, x, y);
+  if (width == 64) multiply(FeatureTile<64>{}, walk, words, part, x, y);
+  else if (width == 32) multiply(FeatureTile<32>{}, walk, words, part, x, y);
+  else multiply(FeatureTile<16>{}, walk, words, part, x, y);
 }
 
 // A whole call: inputs and outputs are row-major [batch][features], or tiles [batch / 64][features][64].

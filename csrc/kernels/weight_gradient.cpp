@@ -3,7 +3,7 @@
 // It walks the same runs as the forward kernel. The row of dY stays in registers, each nonzero costs the aligned loads of its row
 // of X; the lane sums of several nonzeros are made together by interleaving additions. The batch is met tile by tile in order
 // and every weight belongs to one thread, so the bits do not depend on the number of threads.
-#include "runs.h"
+#include "dots.h"
 #include "scratch.h"
 #include "tiles.h"
 #include "walk.h"
@@ -17,54 +17,16 @@ struct Gradient {
   float* value;  // in CSR order
 };
 
-// The dot products of one dY row with `n` rows of X, n at most `group`; the rest of the group is padding.
-template <int vectors, int width, int group>
-OPENWORK_INLINE Vec dots(const Vec (&dy)[vectors], const float* x, const std::int32_t* column, int n) {
-  Vec product[group];
-  OPENWORK_UNROLL
-  for (int i = 0; i < group; ++i) {
-    if (i >= n) {
-      product[i] = Vec{};
-      continue;
-    }
-    const float* in = x + static_cast<std::size_t>(static_cast<std::uint32_t>(column[i])) * width;
-    product[i] = dy[0] * load(in);
-    OPENWORK_UNROLL
-    for (int j = 1; j < vectors; ++j) product[i] = dy[j] * load(in + j * lanes) + product[i];
+// A feature-major tile of X.
+template <int width>
+struct FeatureDots {
+  static constexpr int vectors = width / lanes;
+  const float* x;
+  OPENWORK_INLINE const float* input(std::int32_t column) const {
+    return x + static_cast<std::size_t>(static_cast<std::uint32_t>(column)) * width;
   }
-  return sums<group>(product);
-}
-
-// Four sums at a time cost less than a whole vector's worth when few are left.
-constexpr int small_group = 4;
-constexpr int whole_group_from = lanes - small_group + 1;
-
-template <int vectors, int width>
-OPENWORK_INLINE void add_dots(const Vec (&dy)[vectors], const float* x, const std::int32_t* column, int length, float* out,
-                              bool accumulate) {
-  OPENWORK_UNROLL
-  for (int u = 0; u < length;) {
-    const int left = length - u;
-    Vec total;
-    int taken;
-    if (left >= lanes) {
-      total = dots<vectors, width, lanes>(dy, x, column + u, lanes);
-      taken = lanes;
-    } else if (left >= whole_group_from) {
-      total = dots<vectors, width, lanes>(dy, x, column + u, left);
-      taken = left;
-    } else if (left >= small_group) {
-      total = dots<vectors, width, small_group>(dy, x, column + u, small_group);
-      taken = small_group;
-    } else {
-      total = dots<vectors, width, small_group>(dy, x, column + u, left);
-      taken = left;
-    }
-    if (accumulate) total += load_first(out + u, taken);
-    store_first(out + u, total, taken);
-    u += taken;
-  }
-}
+  static constexpr int at(int j) { return j * lanes; }
+};
 
 // One part of the rows and one tile.
 template <int width>
@@ -81,8 +43,8 @@ void gradient(const Gradient& g, std::int64_t part, const float* x, const float*
       Vec d[vectors];
       OPENWORK_UNROLL
       for (int j = 0; j < vectors; ++j) d[j] = load(row + j * lanes);
-      add_dots<vectors, width>(d, x, g.column + r->first, n > 0 ? static_cast<int>(n) : r->length, g.value + r->first,
-                               accumulate);
+      add_dots(FeatureDots<width>{x}, d, g.column + r->first, n > 0 ? static_cast<int>(n) : r->length, g.value + r->first,
+               accumulate);
     });
 }
 

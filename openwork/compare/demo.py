@@ -76,8 +76,8 @@ class Outcome:
 def contestants(sparsities: Sequence[float], steps: int) -> list[Contestant]:
     """The dense network, then every method at every sparsity, sparsity by sparsity.
 
-    All share their connections among the layers by ``erk``, which served every one of them better than, or as
-    well as, an equal or a global cut. One-shot magnitude is not trained again afterwards.
+    Each shares its connections among the layers in the way that served it best on the validation part. One-shot
+    magnitude is not trained again afterwards.
     """
     entered = [Contestant("dense")]
     for sparsity in sparsities:
@@ -87,7 +87,7 @@ def contestants(sparsities: Sequence[float], steps: int) -> list[Contestant]:
                 "SET", SET(sparsity=sparsity, steps=steps, every=EVERY, until=0.75, drop_by="magnitude")
             ),
             Contestant("RigL", RigL(sparsity=sparsity, steps=steps, every=EVERY, replace=False)),
-            Contestant("GMP", GMP(sparsity=sparsity, steps=steps, every=EVERY, allocation="erk")),
+            Contestant("GMP", GMP(sparsity=sparsity, steps=steps, every=EVERY, allocation="global")),
             Contestant("magnitude, one shot", Magnitude(sparsity=sparsity, allocation="erk")),
         ]
     return entered
@@ -168,7 +168,7 @@ def _about(found: Outcome, common: Setting, seeds: int) -> str:
     told = (
         f"A perceptron {sizes} on {common.task.name}: {common.steps} steps of Adam in batches of "
         f"{common.batch_size} for each method, {seeds} seed{'s' if seeds > 1 else ''}. Accuracy is on "
-        f"{len(common.task.test)} test examples by which nothing was chosen. Begun {found.began}, {found.seconds:.0f} s."
+        f"{len(common.task.test)} test examples; settings were chosen on others. Begun {found.began}, {found.seconds:.0f} s."
     )
     return (
         told

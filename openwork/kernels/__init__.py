@@ -5,8 +5,11 @@ The kernels take plain contiguous tensors and know nothing of modules. They are 
 
 - `index`: the walk a sparse matrix is computed in, made once per topology (`prepare`)
 - `linear`: `Y = activation(X W^T + b)` and its gradients
-- `tiles`: the same for activations that stay in feature-major tiles
+- `conv`, `planes`: the same for convolutions, and how they see images
+- `tiles`: `linear` for activations that stay in feature-major tiles
 - `gradient`: the dense gradient, sampled at positions or searched for its largest entries
+- `slices`, `small_batch`, `bitmasked`: inference with 1 to 16 samples, each with a layout of its own
+- `inference`, `pages`: what these have in common; memory with large pages
 - `reference`: what all of these mean
 - `native`: the compiled library and its instruction set levels
 

@@ -111,14 +111,28 @@ class Entries:
     place: Tensor
     groups: int
 
+    def before(self) -> Tensor:
+        """How many rows of its entry come before each nonzero, int64 [kept]; up to eight rows in a group."""
+        return _ONES[self.pattern[self.of] & ((1 << self.place) - 1)]
+
+
+_ONES = torch.tensor([number.bit_count() for number in range(256)])
+
 
 def entries(crow: Tensor, col: Tensor, shape: tuple[int, int], height: int) -> Entries:
     """The entries of a CSR topology, in memory of the size of what is kept."""
     row, columns = row_of(crow, col), max(1, shape[1])
     place = row % height
-    key, of = torch.unique((row // height) * columns + col, return_inverse=True)
-    pattern = torch.zeros_like(key).index_add_(0, of, 1 << place)
-    return Entries(key // columns, key % columns, pattern, of, place, -(-shape[0] // height))
+    groups, key = -(-shape[0] // height), row // height * columns + col
+    if groups * columns <= key.numel():  # counting is quicker than sorting where most places are taken
+        sets = torch.zeros(groups * columns, dtype=torch.int64).index_add_(0, key, 1 << place)
+        taken = sets != 0
+        of, listed = (taken.cumsum(0) - 1)[key], taken.nonzero()[:, 0]
+        pattern = sets[listed]
+    else:
+        listed, of = torch.unique(key, return_inverse=True)
+        pattern = torch.zeros_like(listed).index_add_(0, of, 1 << place)
+    return Entries(listed // columns, listed % columns, pattern, of, place, groups)
 
 
 def checked_values(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -92,12 +93,16 @@ def kernels() -> ModuleType:
 
 
 def openmp_runtimes() -> set[str]:
-    """Files of the OpenMP runtimes mapped into this process (Linux; empty elsewhere)."""
+    """Files of the OpenMP runtimes mapped into this process that we could share with torch (Linux; empty elsewhere).
+
+    A copy that a wheel carries for itself (renamed, as in ``libgomp-1a2b3c4d.so.1``) has threads of its own; they sleep while
+    that package does nothing, and do not count.
+    """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return set()
     files = {line[line.index("/") :] for line in maps.read_text().splitlines() if "/" in line}
-    return {file for file in files if Path(file).name.startswith(("libgomp", "libomp", "libiomp"))}
+    return {file for file in files if re.match(r"lib(gomp|omp|iomp5)\.", Path(file).name)}
 
 
 def threads(work: int) -> int:

@@ -51,7 +51,8 @@ class Steps:
 
 def steps(all_of: Entries, columns: int, n: int, m: int) -> Steps:
     """Arrange entries whose patterns are `patterns(n, m)`, in blocks as small as fills them well."""
-    smallest = comb(m, n) * max(1, FIRST_LEVEL_CACHE // (TILE_WIDTH * 4 * comb(m, n)))
+    most = FIRST_LEVEL_CACHE // (TILE_WIDTH * 4 * comb(m, n))
+    smallest = comb(m, n) * 2 ** max(0, most.bit_length() - 1)  # g is mostly a power of two as well
     tried = []
     for size in (smallest, 2 * smallest, 4 * smallest, 8 * smallest):
         tried.append(_arranged(all_of, columns, size, torch.tensor(patterns(n, m))))
@@ -115,7 +116,7 @@ def nmg(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int], n: in
     column = torch.full((slots,), shape[1], dtype=torch.int32)  # the input that is always zero
     column[arranged.slot] = all_of.column.int()
     weight = values.new_zeros(slots, n)
-    weight[arranged.slot] = values[(all_of.of * m + all_of.place).argsort()].view(-1, n)
+    weight[arranged.slot[all_of.of], all_of.before()] = values
     work = 2 + arranged.first.diff().view(arranged.blocks, all_of.groups).sum(0)
     arrays = [parts(work, m, shape[0], col.numel()), padded(column), padded(weight), arranged.first.int()]
     return Groups("nmg", shape, m, [m], arranged.blocks, arrays)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openwork.kernels.index import TILE_WIDTH
+from openwork.kernels.planes import Convolution
 
 
 def activate(y: Tensor, activation: str) -> Tensor:
@@ -68,3 +69,26 @@ def pack_tiles(x: Tensor) -> Tensor:
 def unpack_tiles(tiles: Tensor, batch: int) -> Tensor:
     """The inverse of `pack_tiles`."""
     return tiles.transpose(1, 2).reshape(-1, tiles.shape[1])[:batch].contiguous()
+
+
+def sparse_conv(
+    x: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    convolution: Convolution,
+    bias: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """`activation(conv(x, W) + bias)`: x [images, in, rows, columns] to [images, out, rows, columns]."""
+    weight = dense(values, positions, convolution.matrix).unflatten(
+        1, (convolution.inputs, *convolution.kernel)
+    )
+    y = F.conv2d(x, weight, bias, convolution.stride, convolution.padding)
+    return activate(y, activation)
+
+
+def conv_weight_gradient(x: Tensor, dy: Tensor, positions: Tensor, convolution: Convolution) -> Tensor:
+    """The gradient of the weight at flat `positions`."""
+    shape = (convolution.outputs, convolution.inputs, *convolution.kernel)
+    gradient = torch.nn.grad.conv2d_weight(x, shape, dy, convolution.stride, convolution.padding)
+    return gradient.flatten()[positions]

@@ -40,13 +40,16 @@ def shared_columns(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, 
     blocks = max(1, -(-shape[1] // BLOCK))
     place = all_of.column // BLOCK * all_of.groups + all_of.group
     order = (place * PATTERNS + all_of.pattern - 1).argsort(stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel()))
-    by_entry = (rank[all_of.of] * HEIGHT + all_of.place).argsort()
+    size = all_of.of.bincount(minlength=order.numel())
+    begin = torch.empty_like(order)  # of the weights of each entry
+    begin[order] = size[order].cumsum(0) - size[order]
+    weight = torch.empty_like(values)
+    weight[begin[all_of.of] + all_of.before()] = values
     work = 2 * HEIGHT + torch.bincount(all_of.group[all_of.of], minlength=all_of.groups)
     arrays = [
         parts(work, HEIGHT, shape[0], col.numel()),
         padded(all_of.column[order].int()),
-        padded(values[by_entry]),
+        padded(weight),
         starts(place * PATTERNS + all_of.pattern - 1, blocks * all_of.groups * PATTERNS),
         starts(place[all_of.of], blocks * all_of.groups),
     ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import inference, linear, native
+from openwork.kernels.pages import in_large_pages
 
 SLICE_ROWS = 16
 """Rows in a slice (csrc/kernels/slices.cpp)."""
@@ -95,8 +96,8 @@ def slice_rows(
     weights[place] = values.detach()
     return Slices(
         shape,
-        columns.to(inference.column_dtype(inputs)).view(-1, SLICE_ROWS),
-        weights.to(dtype).view(-1, SLICE_ROWS),
+        in_large_pages(columns.to(inference.column_dtype(inputs)).view(-1, SLICE_ROWS)),
+        in_large_pages(weights.to(dtype).view(-1, SLICE_ROWS)),
         ends,
         rows,
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import inference, linear, native
+from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import row_of
 
 OCTET = 8
@@ -81,8 +82,8 @@ def octet_rows(
     weights[place] = values.detach()
     return Octets(
         shape,
-        columns.to(inference.column_dtype(inputs)).view(-1, OCTET),
-        weights.to(dtype).view(-1, OCTET),
+        in_large_pages(columns.to(inference.column_dtype(inputs)).view(-1, OCTET)),
+        in_large_pages(weights.to(dtype).view(-1, OCTET)),
         ends,
     )
 

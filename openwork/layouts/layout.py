@@ -60,10 +60,13 @@ def layout(cls: L) -> L:
 
 def layouts() -> tuple[type[Layout], ...]:
     """All layouts, sparse and dense."""
+    import openwork.layouts.bitmasked
     import openwork.layouts.dense
     import openwork.layouts.nmg
     import openwork.layouts.row_blocks
     import openwork.layouts.shared_columns
+    import openwork.layouts.slices
+    import openwork.layouts.small_batch
     import openwork.layouts.stream  # noqa: F401
 
     return tuple(_SHELF)

@@ -10,10 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from openwork.layouts.csr import CSR
-from openwork.layouts.dense import Dense, activated
+from openwork.layouts.dense import Dense
 from openwork.layouts.layout import Layout
 from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stream import Stream
+
+
+class Dispatch:
+    """The layouts of one weight ``[out, in]``, one for each size of batch that was measured.
+
+    A call takes the layout measured at the nearest size (as a ratio). It does as little else as it can: for a single sample
+    every microsecond shows.
+    """
+
+    def __init__(self, by_batch: Mapping[int, Layout], inputs: int) -> None:
+        self.by_batch = dict(by_batch)
+        self.inputs = inputs
+        self._nearest: dict[int, Layout] = {}
+
+    def __call__(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """``activation(x Wᵀ + bias)``, ``x [..., in]`` to ``[..., out]``."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "a packed layer is for inference and gives no gradients: run it under torch.no_grad(), or train the model "
+                "and pack it afterwards"
+            )
+        if x.shape[-1:] != (self.inputs,):
+            raise ValueError(f"this layer takes [..., {self.inputs}], not {list(x.shape)}")
+        if x.dim() == 2 and x.is_contiguous():
+            return self.nearest(x.shape[0]).linear(x, bias, activation)
+        rows = x.reshape(-1, self.inputs).contiguous()
+        y = self.nearest(rows.shape[0]).linear(rows, bias, activation)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def nearest(self, batch: int) -> Layout:
+        """The layout for a size of batch."""
+        if batch not in self._nearest:
+            size = max(batch, 1)
+            best = min(self.by_batch, key=lambda measured: abs(math.log(measured / size)))
+            self._nearest[batch] = self.by_batch[best]
+        return self._nearest[batch]
 
 
 class PackedLinear(SparseLinear):
@@ -24,11 +60,11 @@ class PackedLinear(SparseLinear):
     enabled it refuses to run, rather than train weights that its layouts do not see.
 
     Attributes:
-        by_batch: size of batch -> the layout measured fastest for it.
+        dispatch: the layouts measured fastest, by size of batch.
         activation: what is applied to the output.
     """
 
-    by_batch: Mapping[int, Layout]
+    dispatch: Dispatch
     activation: str
 
     @classmethod
@@ -42,25 +78,26 @@ class PackedLinear(SparseLinear):
     ) -> PackedLinear:
         """A packed layer from what was measured; ``by_batch`` must not be empty."""
         layer = cls.from_values(topology, values, bias)
-        layer.by_batch, layer.activation = dict(by_batch), activation
+        layer.dispatch, layer.activation = Dispatch(by_batch, layer.in_features), activation
         return layer.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """``activation(x Wᵀ + b)``, ``x [..., in]`` to ``[..., out]``."""
-        return _packed_forward(self, x, self.by_batch, self.activation)
+        return self.dispatch(x, self.bias, self.activation)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         topology, values = self.topology, self.weight_values.detach()
-        held = {batch: type(old) for batch, old in self.by_batch.items()}
-        self.by_batch = {
+        held = {batch: type(old) for batch, old in self.dispatch.by_batch.items()}
+        by_batch = {
             batch: (Stream if cls.unsuited(topology, values, batch) else cls).build(topology, values, batch)
             for batch, cls in held.items()
         }
+        self.dispatch = Dispatch(by_batch, self.in_features)
 
     def extra_repr(self) -> str:
         """Sizes, density and layouts."""
-        chosen = ", ".join(f"{batch}: {held.name}" for batch, held in self.by_batch.items())
+        chosen = ", ".join(f"{batch}: {held.name}" for batch, held in self.dispatch.by_batch.items())
         return f"{super().extra_repr()}, layouts={{{chosen}}}"
 
 
@@ -69,7 +106,7 @@ class DenseLinear(nn.Linear):
     :func:`openwork.pack_` where no sparse layout wins.
     """
 
-    by_batch: Mapping[int, Dense]
+    dispatch: Dispatch
     activation: str
 
     @classmethod
@@ -77,47 +114,21 @@ class DenseLinear(nn.Linear):
         """The layer that takes the place of ``linear``; it shares weight and bias with it."""
         layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.by_batch, layer.activation = dict(by_batch), activation
+        layer.dispatch, layer.activation = Dispatch(by_batch, layer.in_features), activation
         return layer.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """``activation(x Wᵀ + b)``, ``x [..., in]`` to ``[..., out]``."""
-        return _packed_forward(self, x, self.by_batch, self.activation)
+        return self.dispatch(x, self.bias, self.activation)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.by_batch = {
-            batch: type(old).hold(self.weight.detach(), batch) for batch, old in self.by_batch.items()
-        }
-
-
-def _packed_forward(layer: nn.Linear, x: Tensor, by_batch: Mapping[int, Layout], activation: str) -> Tensor:
-    if torch.is_grad_enabled() and x.requires_grad:
-        raise RuntimeError(
-            "a packed layer is for inference and gives no gradients: run it under torch.no_grad(), or train the model and "
-            "pack it afterwards"
-        )
-    if x.shape[-1:] != (layer.in_features,):
-        raise ValueError(f"this layer takes [..., {layer.in_features}], not {list(x.shape)}")
-    rows = x.reshape(-1, layer.in_features).contiguous()
-    bias = fixed_bias(layer)
-    if rows.shape[0] == 0:
-        y = activated(
-            nn.functional.linear(rows, rows.new_zeros(layer.out_features, layer.in_features), bias),
-            activation,
-        )
-    else:
-        with torch.no_grad():
-            y = nearest(by_batch, rows.shape[0]).linear(rows, bias, activation)
-    return y.view(*x.shape[:-1], layer.out_features)
+        held = {batch: type(old) for batch, old in self.dispatch.by_batch.items() if isinstance(old, Dense)}
+        by_batch = {batch: cls.hold(self.weight.detach(), batch) for batch, cls in held.items()}
+        self.dispatch = Dispatch(by_batch, self.in_features)
 
 
 def fixed_bias(layer: nn.Linear) -> Tensor | None:
     """The bias of a layer without its history, if it has one."""
     bias: Tensor | None = layer.bias
     return None if bias is None else bias.detach()
-
-
-def nearest(by_batch: Mapping[int, Layout], batch: int) -> Layout:
-    """The layout measured at the size of batch nearest to ``batch``, as a ratio."""
-    return by_batch[min(by_batch, key=lambda measured: abs(math.log(measured / batch)))]

@@ -24,7 +24,7 @@ FILL = 0.9
 DENSEST = 0.9
 """Density from which on a dense kernel cannot be beaten by more than noise."""
 
-SAMPLE = 64
+SAMPLE = 16
 """Blocks looked at before all are."""
 
 

@@ -99,11 +99,15 @@ class GraNet(GMP):
         return Training.topology(self, row, generator)
 
     def due(self, step: int) -> bool:
-        first, _ = self._window
-        return super().due(step) or Periodic(self.every, first, self.run_length - 1).due(step)
+        return super().due(step) or self._regrows(step)
+
+    def _regrows(self, step: int) -> bool:
+        return Periodic(self.every, self._window[0], self.run_length - 1).due(step)
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        fraction, rule = value_at(self.drop, step, self.run_length), growth(self.grow)
+        rule = growth(self.grow)
+        # Pruning closes at a step of its own where the window is no multiple of `every`.
+        fraction = value_at(self.drop, step, self.run_length) if self._regrows(step) else 0.0
         chosen = []
         for c, left in self.pruned(sparsifier, step):
             count = int(left.sum())

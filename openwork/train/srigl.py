@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openwork.connections import Connections
-from openwork.growth import Growth, Scored, best_free, growth
+from openwork.growth import Scored, best_free, growth
 from openwork.method import Method, method
 from openwork.patterns import FanIn, Pattern, Unstructured, pattern, top_k
 from openwork.positions import merged, where
@@ -54,7 +53,7 @@ class SRigL(RigL):
     whole_units = True
 
     ablate: float | None = 0.3
-    pattern: str | Pattern = dataclasses.field(default_factory=lambda: FanIn(idle=True))
+    pattern: str | Pattern = FanIn(idle=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,14 +80,11 @@ class SRigL(RigL):
             assert isinstance(rule, Scored)
             budget = int(sparsifier.state[f"budget {c.name}"])
             ablate = None if c.name == last else self.ablate
-            yield c, _chosen(c, rule, sparsifier.generator, fraction, budget, ablate)
+            yield c, _chosen(c, rule, fraction, budget, ablate)
 
 
-def _chosen(
-    c: Connections, rule: Growth, generator: torch.Generator, fraction: float, budget: int, ablate: float | None
-) -> Tensor:
+def _chosen(c: Connections, rule: Scored, fraction: float, budget: int, ablate: float | None) -> Tensor:
     """The sorted positions of one parameter after an update."""
-    assert isinstance(rule, Scored)
     atoms, strength = c.atoms(), c.values.abs()
     units, inputs = c.grid.rows, c.grid.competitors
     unit = atoms // inputs

@@ -35,7 +35,11 @@ class Run:
     @property
     def weights(self):
         """Layer -> dense weight, a copy."""
-        return {f"{i}.weight": m.weight.detach().clone() for i, m in enumerate(self.model) if isinstance(m, nn.Linear)}
+        return {
+            f"{i}.weight": m.weight.detach().clone()
+            for i, m in enumerate(self.model)
+            if isinstance(m, nn.Linear)
+        }
 
     @property
     def counts(self):

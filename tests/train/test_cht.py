@@ -55,7 +55,9 @@ def test_chains_leave_no_dead_ends():
     """After the removal, and before growth, every unit has both ways or none."""
     method = CHT(sparsity=0.9, steps=20, every=2, chain=("*.weight",), drop=0.5)
     run = Run(method).step(1)
-    left = {c.name: torch.zeros(c.weight.shape, dtype=torch.bool) for c in run.sparsifier.connections.values()}
+    left = {
+        c.name: torch.zeros(c.weight.shape, dtype=torch.bool) for c in run.sparsifier.connections.values()
+    }
     survivors = {}
     for c in run.sparsifier.connections.values():
         survivors[c] = torch.rand(c.kept, generator=torch.Generator().manual_seed(c.kept)) < 0.5
@@ -75,7 +77,11 @@ def test_chains_leave_no_dead_ends():
 
 @pytest.mark.parametrize(
     ("chain", "message"),
-    [(("no",), "matches none"), (("0.weight", "4.weight"), "do not follow one another"), ("*.weight", "matches none")],
+    [
+        (("no",), "matches none"),
+        (("0.weight", "4.weight"), "do not follow one another"),
+        ("*.weight", "matches none"),
+    ],
 )
 def test_a_chain_that_is_none_is_refused_before_anything_changes(chain, message):
     model = net()
@@ -100,7 +106,7 @@ def test_soft_removal_turns_hard_with_time():
     c = next(iter(run.sparsifier.connections.values()))
     means = []
     for step in (1, 20):
-        (_, positions), = METHOD.choose(run.sparsifier, step)
+        ((_, positions),) = METHOD.choose(run.sparsifier, step)
         stayed = torch.isin(c.positions, positions)
         means.append(c.values[~stayed].abs().mean().item())
     assert means[1] < means[0] < c.values.abs().mean().item()

@@ -95,7 +95,9 @@ def test_curiosity_explores_more_and_none_is_rigl():
     plain = Run(METHOD.reduced_to(RigL)).step(20)
     assert Run(dataclasses.replace(METHOD, c=0.0)).step(20).losses == plain.losses
     rates = [
-        dataclasses.replace(METHOD, c=c).measures(Run(dataclasses.replace(METHOD, c=c)).step(20).sparsifier)["explored"]
+        dataclasses.replace(METHOD, c=c).measures(Run(dataclasses.replace(METHOD, c=c)).step(20).sparsifier)[
+            "explored"
+        ]
         for c in (0.0, 1.0)
     ]
     assert rates[1] > rates[0]

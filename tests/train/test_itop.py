@@ -47,7 +47,9 @@ def test_random_growth_follows_the_closed_form():
     sparsifier = attach(model, None, method)
     for _ in range(k):
         with torch.no_grad():  # so that every connection is equally likely to be dropped
-            model[0].weight.copy_(torch.rand(90, 120, generator=torch.Generator().manual_seed(sparsifier.step_count)))
+            model[0].weight.copy_(
+                torch.rand(90, 120, generator=torch.Generator().manual_seed(sparsifier.step_count))
+            )
         sparsifier.step()
     expected = 1 - (1 - d) * (1 - zeta * d / (1 - d + zeta * d)) ** k
     assert method.measures(sparsifier)["explored"] == pytest.approx(expected, abs=0.01)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwork import SET, SNFS
+from openwork import SET, SNFS, attach
 from openwork.testing import check_method
 from openwork.train.snfs import regrown
 from tests.train.runs import Run, net
@@ -104,15 +104,15 @@ def test_a_parameter_without_momentum_only_loses():
 
 
 def test_a_nearly_full_parameter_that_deserves_more_drops_no_more_than_it_lacks():
-    method = SNFS(sparsity=0.6, steps=10, every=2, drop=0.5, overrides={}, redistribute="magnitude", grow="random")
+    method = SNFS(
+        sparsity=0.6, steps=10, every=2, drop=0.5, overrides={}, redistribute="magnitude", grow="random"
+    )
     model = net((20, 20, 20))
     masks = {"0.weight": torch.rand(20, 20) < 0.3, "2.weight": torch.ones(20, 20, dtype=torch.bool)}
     masks["2.weight"][0] = False  # 5 % sparse
     with torch.no_grad():
         model[2].weight.mul_(10)
     run = Run(method, model)
-    from openwork import attach
-
     run.sparsifier.detach()
     run.sparsifier = attach(model, run.optimizer, method, masks=masks)
     c = run.sparsifier.connections["2.weight"]

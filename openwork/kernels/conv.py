@@ -1,0 +1,406 @@
+"""Convolutions with a sparse weight: `Y = activation(conv(X, W) + b)`, `dX`, and `dW` at the kept weights
+only.
+
+The weight is the matrix `[out, in * rows * columns]` in CSR form, as `weight.flatten(1)` has it. Three
+operators are closed under differentiation: the gradients of each are the two others.
+
+Images go through in their own order, `[images, channels, rows, columns]`; no copy per tap of the kernel is
+made (pages csrc/planes.h, grouped.h, strips.h). Each output is one chain of fused multiply-adds in ascending
+order of the weights, each weight's gradient is summed by one thread: results have the same bits for every
+number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openwork.kernels import native, reference
+from openwork.kernels.index import FIRST_LEVEL_CACHE, part_count
+from openwork.kernels.linear import ACTIVATIONS, is_native
+from openwork.kernels.planes import TILES, VECTOR, Convolution, Geometry, geometry, group
+from openwork.kernels.topology import flat_positions, validate
+
+__all__ = ["Convolution", "PreparedConv", "conv_weight_gradient", "prepare_conv", "sparse_conv"]
+
+
+@dataclass(eq=False)
+class PreparedConv:
+    """A validated sparse weight and what the kernels need to compute convolutions with it.
+
+    Attributes:
+        crow: int32 [out + 1].
+        col: int32 [kept], ascending in each row: (input channel, row tap, column tap) as one number.
+        convolution: the shape, stride and padding.
+        walk: the order of computing, see `index.Prepared`.
+    """
+
+    crow: Tensor
+    col: Tensor
+    convolution: Convolution
+    walk: list[Tensor] = field(repr=False)
+    _transposed: list[Tensor] | None = field(default=None, repr=False)
+    _positions: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def kept(self) -> int:
+        """Number of nonzeros."""
+        return self.col.numel()
+
+    @property
+    def transposed(self) -> list[Tensor]:
+        """The walk of the matrix from outputs to inputs, made on first use.
+
+        Its rows are (input channel, row phase, column phase), its columns (output channel, row tap, column
+        tap): an input pixel meets only the taps of its phase. Its fifth tensor has for each of its nonzeros
+        the position in CSR order.
+        """
+        if self._transposed is None:
+            c = self.convolution
+            tap, channel = self.col % c.taps, self.col // c.taps
+            row, column = tap // c.kernel[1], tap % c.kernel[1]
+            line = (channel * c.stride[0] + row % c.stride[0]) * c.stride[1] + column % c.stride[1]
+            lines = c.inputs * c.stride[0] * c.stride[1]
+            crow, outputs, order = torch.ops.openwork.transpose(self.crow, line.to(torch.int32), lines)
+            col = outputs * c.taps + tap[order]
+            parts = self.walk[2].shape[0]
+            self._transposed = [*_walk(crow, col.to(torch.int32), lines, c.outputs, c, parts), order]
+        return self._transposed
+
+    @property
+    def positions(self) -> Tensor:
+        """Flat positions of the nonzeros in the weight, int64 [kept], made on first use."""
+        if self._positions is None:
+            self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
+        return self._positions
+
+
+def prepare_conv(
+    crow: Tensor, col: Tensor, convolution: Convolution, name: str = "the sparse weight"
+) -> PreparedConv:
+    """Validate a CSR topology of `weight.flatten(1)` and prepare it for the kernels.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: not a valid CSR topology of `convolution.matrix`, or too large for 32-bit indices.
+    """
+    validate(crow, col, convolution.matrix, name)
+    crow, col = crow.contiguous(), col.contiguous()
+    c, parts = convolution, part_count(col.numel())
+    walk = _walk(crow, col, c.outputs, c.inputs, c, parts)
+    return PreparedConv(crow, col, convolution, walk)
+
+
+def _walk(
+    crow: Tensor, col: Tensor, rows: int, channels: int, convolution: Convolution, parts: int
+) -> list[Tensor]:
+    if not (native.enabled() and crow.device.type == "cpu"):
+        nothing = crow.new_zeros(0)
+        return [col, nothing, nothing, nothing]
+    columns = channels * convolution.taps
+    # As many channels to a block as keep the inputs of a tile, halo included, in the first-level cache.
+    lines = convolution.kernel[0] * (TILES[0] + (convolution.kernel[1] - 1))
+    block = max(1, FIRST_LEVEL_CACHE // (4 * VECTOR * lines)) * convolution.taps
+    if col.numel() * block < 4 * rows * columns:  # runs would be too short, see index.block_columns
+        block = max(1, columns)
+    return [col, *torch.ops.openwork.plan_runs(crow, col, rows, columns, block, parts)]
+
+
+def sparse_conv(
+    x: Tensor, values: Tensor, prepared: PreparedConv, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """`activation(conv(x, W) + bias)` for the sparse W of `values` at the topology of `prepared`.
+
+    float32 on the CPU runs natively, anything else through `reference.sparse_conv`. Differentiable in x,
+    values and bias, twice.
+
+    Args:
+        x: [images, in, rows, columns]; any strides.
+        values: [kept], in CSR order.
+        prepared: the topology, from `prepare_conv`.
+        bias: [out].
+        activation: one of `linear.ACTIVATIONS`.
+
+    Returns:
+        [images, out, rows, columns], contiguous.
+
+    Raises:
+        ValueError: shapes do not fit, or an unknown activation.
+    """
+    check_conv(x, prepared.convolution, bias, activation)
+    if values.shape != prepared.col.shape:
+        raise ValueError(
+            f"values must be [{prepared.kept}], one for each kept weight, found {list(values.shape)}."
+        )
+    if not is_native(x, values, bias):
+        return reference.sparse_conv(x, values, prepared.positions, prepared.convolution, bias, activation)
+    training = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, values, bias)
+    )
+    transposed = prepared.transposed if training and x.requires_grad else []
+    # Smooth activations need their argument again in backward: it is kept, not recomputed.
+    fused = "none" if training and activation not in ("none", "relu") else activation
+    y: Tensor = torch.ops.openwork.sparse_conv(
+        x, values, bias, prepared.walk, transposed, _numbers(prepared.convolution), fused
+    )
+    return y if fused == activation else reference.activate(y, activation)
+
+
+def conv_weight_gradient(x: Tensor, dy: Tensor, prepared: PreparedConv) -> Tensor:
+    """The gradient of the weight at the nonzeros of `prepared`, in CSR order, [kept].
+
+    Args:
+        x: [images, in, rows, columns].
+        dy: the gradient of the outputs, [images, out, rows, columns].
+    """
+    convolution = prepared.convolution
+    check_conv(x, convolution, None, "none")
+    expected = [x.shape[0], convolution.outputs, *convolution.size(*x.shape[2:])]
+    if list(dy.shape) != expected:
+        raise ValueError(f"dy must be {expected} for x {list(x.shape)}, found {list(dy.shape)}.")
+    if not is_native(x, dy):
+        return reference.conv_weight_gradient(x, dy, prepared.positions, convolution)
+    transposed = prepared.transposed if torch.is_grad_enabled() and x.requires_grad else []
+    gradient: Tensor = torch.ops.openwork.conv_weight_gradient(
+        x, dy, prepared.walk, transposed, _numbers(convolution)
+    )
+    return gradient
+
+
+def check_conv(x: Tensor, convolution: Convolution, bias: Tensor | None, activation: str) -> None:
+    """Raise ValueError unless x, bias and activation fit."""
+    if x.dim() != 4 or x.shape[1] != convolution.inputs:
+        raise ValueError(f"x must be [images, {convolution.inputs}, rows, columns], found {list(x.shape)}.")
+    convolution.size(x.shape[2], x.shape[3])
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != convolution.outputs):
+        raise ValueError(f"bias must be [{convolution.outputs}], found {list(bias.shape)}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}.")
+
+
+# The operators. `numbers` is the convolution as a list; walks are as in `linear`: the first is that of the
+# matrix to multiply with, the other is there for the gradient.
+
+_library = torch.library.Library("openwork", "FRAGMENT")
+_WALKS = "Tensor[] walk, Tensor[] transposed, SymInt[] numbers"
+for _signature in (
+    f"sparse_conv(Tensor x, Tensor values, Tensor? bias, {_WALKS}, str activation) -> Tensor",
+    f"conv_input_gradient(Tensor dy, Tensor values, {_WALKS}, SymInt rows, SymInt columns) -> Tensor",
+    f"conv_weight_gradient(Tensor x, Tensor dy, {_WALKS}) -> Tensor",
+):
+    _library.define(_signature, tags=(torch.Tag.pt2_compliant_tag,))
+
+_forward = torch.ops.openwork.sparse_conv
+_input_gradient = torch.ops.openwork.conv_input_gradient
+_weight_gradient = torch.ops.openwork.conv_weight_gradient
+
+
+def _numbers(c: Convolution) -> list[int]:
+    return [c.outputs, c.inputs, *c.kernel, *c.stride, *c.padding]
+
+
+def _convolution(numbers: list[int]) -> Convolution:
+    outputs, inputs, *pairs = numbers
+    return Convolution(outputs, inputs, (pairs[0], pairs[1]), (pairs[2], pairs[3]), (pairs[4], pairs[5]))
+
+
+def _sparse_conv(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    numbers: list[int],
+    activation: str,
+) -> Tensor:
+    convolution = _convolution(numbers)
+    size = (x.shape[2], x.shape[3])
+    rows, columns = convolution.size(*size)
+    laid = geometry(convolution, size, grouped=group(convolution, size, x.shape[0]))
+    return multiply(
+        x, laid, walk, (convolution.outputs, rows, columns), values=values, bias=bias, activation=activation
+    )
+
+
+def _conv_input_gradient(
+    dy: Tensor,
+    values: Tensor,
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    numbers: list[int],
+    rows: int,
+    columns: int,
+) -> Tensor:
+    convolution = _convolution(numbers)
+    size = (rows, columns)
+    laid = geometry(convolution, size, grouped=group(convolution, size, dy.shape[0]), backwards=True)
+    return multiply(dy, laid, transposed, (convolution.inputs, rows, columns), values=values)
+
+
+def multiply(
+    x: Tensor,
+    laid: Geometry,
+    walk: list[Tensor],
+    shape: tuple[int, int, int],
+    *,
+    values: Tensor | None = None,
+    words: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """The native kernel: [images, *shape], with the weights as values or as a woven stream."""
+    col, runs, buckets, parts, *permutation = walk
+    x = x.contiguous()
+    values = None if values is None else values.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = x.new_empty(x.shape[0], *shape)
+    work = col.numel() * laid.grid[0] * laid.grid[1] * x.shape[0] + x.numel() + y.numel()
+    native.kernels().sparse_conv(
+        x.data_ptr(), y.data_ptr(), x.shape[0], laid.numbers.data_ptr(), _address(words),
+        _address(values), _address(*permutation), _address(bias), ACTIVATIONS.index(activation),
+        col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0],
+        buckets.shape[1], native.threads(work),
+    )  # fmt: skip
+    return y
+
+
+def _conv_weight_gradient(
+    x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor], numbers: list[int]
+) -> Tensor:
+    convolution, size = _convolution(numbers), (x.shape[2], x.shape[3])
+    laid = geometry(convolution, size, grouped=group(convolution, size, x.shape[0]))
+    col, runs, buckets, parts = walk
+    x, dy = x.contiguous(), dy.contiguous()
+    gradient = x.new_empty(col.numel()) if x.shape[0] else x.new_zeros(col.numel())
+    work = col.numel() * laid.grid[0] * laid.grid[1] * x.shape[0] + x.numel() + dy.numel()
+    native.kernels().conv_weight_gradient(
+        x.data_ptr(), dy.data_ptr(), x.shape[0], laid.numbers.data_ptr(), gradient.data_ptr(),
+        col.data_ptr(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0],
+        buckets.shape[1], native.threads(work),
+    )  # fmt: skip
+    return gradient
+
+
+def _address(tensor: Tensor | None = None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, bias, walk, transposed, numbers, activation = inputs
+    _save(ctx, (x, values, bias, output if activation == "relu" else None), walk, transposed, numbers)
+    ctx.activation = activation
+
+
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, values, walk, transposed, numbers, _, _ = inputs
+    _save(ctx, (dy, values), walk, transposed, numbers)
+
+
+def _save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, dy, walk, transposed, numbers = inputs
+    _save(ctx, (x, dy), walk, transposed, numbers)
+
+
+def _save(
+    ctx: Any,
+    tensors: tuple[Tensor | None, ...],
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    numbers: list[int],
+) -> None:
+    ctx.save_for_backward(*tensors, *walk, *transposed)
+    ctx.counts = len(tensors), len(walk)
+    ctx.numbers = numbers
+
+
+def _saved(
+    ctx: Any,
+) -> tuple[list[Any], tuple[list[Tensor], list[Tensor], list[int]], list[None], list[None]]:
+    """The tensors, the arguments (walk, transposed, numbers), and the gradients of both walks: none."""
+    tensors, walk = ctx.counts
+    saved = ctx.saved_tensors
+    walks = list(saved[tensors : tensors + walk]), list(saved[tensors + walk :])
+    return list(saved[:tensors]), (*walks, ctx.numbers), [None] * len(walks[0]), [None] * len(walks[1])
+
+
+def _forward_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    (x, values, bias, y), arguments, *nothing = _saved(ctx)
+    dx = dvalues = dbias = None
+    if ctx.activation == "relu":
+        dy = dy * (y > 0)
+    elif ctx.activation != "none":
+        z = _forward(x, values, bias, *arguments, "none")
+        with torch.enable_grad():
+            argument = z.detach().requires_grad_()
+            (dy,) = torch.autograd.grad(reference.activate(argument, ctx.activation), argument, dy)
+    if ctx.needs_input_grad[0]:
+        dx = _input_gradient(dy, values, *arguments, x.shape[2], x.shape[3])
+    if ctx.needs_input_grad[1]:
+        dvalues = _weight_gradient(x, dy, *arguments)
+    if ctx.needs_input_grad[2]:
+        dbias = dy.sum((0, 2, 3))
+    return dx, dvalues, dbias, *nothing, None, None
+
+
+def _input_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    (dy, values), arguments, *nothing = _saved(ctx)
+    ddy = dvalues = None
+    if ctx.needs_input_grad[0]:
+        ddy = _forward(upstream, values, None, *arguments, "none")
+    if ctx.needs_input_grad[1]:
+        dvalues = _weight_gradient(upstream, dy, *arguments)
+    return ddy, dvalues, *nothing, None, None, None
+
+
+def _weight_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    (x, dy), arguments, *nothing = _saved(ctx)
+    dx = ddy = None
+    if ctx.needs_input_grad[0]:
+        dx = _input_gradient(dy, upstream, *arguments, x.shape[2], x.shape[3])
+    if ctx.needs_input_grad[1]:
+        ddy = _forward(x, upstream, None, *arguments, "none")
+    return dx, ddy, *nothing, None
+
+
+def _forward_fake(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    numbers: list[int],
+    activation: str,
+) -> Tensor:
+    rows, columns = _convolution(numbers).size(x.shape[2], x.shape[3])
+    return x.new_empty(x.shape[0], numbers[0], rows, columns)
+
+
+def _input_fake(
+    dy: Tensor,
+    values: Tensor,
+    walk: list[Tensor],
+    transposed: list[Tensor],
+    numbers: list[int],
+    rows: int,
+    columns: int,
+) -> Tensor:
+    return dy.new_empty(dy.shape[0], numbers[1], rows, columns)
+
+
+def _weight_fake(
+    x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor], numbers: list[int]
+) -> Tensor:
+    return x.new_empty(walk[0].numel())
+
+
+for _name, _kernel, _fake, _setup, _backward in (
+    ("sparse_conv", _sparse_conv, _forward_fake, _save_forward, _forward_backward),
+    ("conv_input_gradient", _conv_input_gradient, _input_fake, _save_input, _input_backward),
+    ("conv_weight_gradient", _conv_weight_gradient, _weight_fake, _save_weight, _weight_backward),
+):
+    _library.impl(_name, _kernel, "CPU")
+    torch.library.register_fake(f"openwork::{_name}", _fake, lib=_library)
+    torch.library.register_autograd(f"openwork::{_name}", _backward, setup_context=_setup, lib=_library)

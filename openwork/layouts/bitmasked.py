@@ -1,0 +1,57 @@
+"""One bit for every position and the kept values packed: for 1 to 6 samples at moderate sparsity."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from openwork.kernels import bitmasked as kernel
+from openwork.kernels import native
+from openwork.layouts.csr import CSR
+from openwork.layouts.layout import Layout, layout
+
+LEAST_DENSITY = 0.08
+"""Below, walking over the bits of all positions takes longer than looking up the few that are kept."""
+
+MOST_DENSITY = 1 - 1 / 32
+"""Above, the bits take more than the zeros they save."""
+
+
+@layout
+class Bitmasked(Layout):
+    """Bits in groups of four rows, values behind them in the same order.
+
+    Suits any topology of moderate sparsity; made for few samples, on processors that spread packed weights
+    over lanes.
+    """
+
+    name: ClassVar[str] = "bitmask"
+
+    def __init__(self, held: kernel.Bitmasked) -> None:
+        self.held = held
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        if values.dtype != torch.float32 or values.device.type != "cpu":
+            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if native.isa() == "portable":
+            return "this machine has no instruction that spreads packed weights over lanes"
+        most = 2 if native.isa() == "avx2" else kernel.LARGEST_BATCH
+        if batch > most:
+            return f"it is made for at most {most} samples, not {batch}"
+        if not LEAST_DENSITY <= topology.density <= MOST_DENSITY:
+            return f"it is made for moderate sparsity, not for a density of {topology.density:.3f}"
+        return None
+
+    @classmethod
+    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
+        return cls(kernel.bitmask_rows(values, topology.crow, topology.col, topology.shape))
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        return kernel.bitmasked_linear(x, self.held, bias, activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.held.nbytes
