@@ -25,6 +25,9 @@ from openwork.plan import Plan, Row, plan
 Form = Literal["dense", "masked", "stored"]
 FORMS: tuple[Form, ...] = ("dense", "masked", "stored")
 
+TILES_AT_ONCE = 8
+"""Tiles of activations that a kernel holds at a time (csrc/kernels/weight_gradient.cpp)."""
+
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 
@@ -93,10 +96,9 @@ def training_memory(
     layout = plan(model, method)
     states = moments(optimizer)
     rows = {id(row.weight.parameter): row for row in layout.sparse}
-    saved, widest = _activations(model, example)
-    return Memory(
-        layout, batch, {form: _bytes(model, rows, form, states, saved * batch, widest * batch) for form in FORMS}
-    )
+    sizes = _activations(model, example)
+    forms = {form: _bytes(model, rows, form, states, batch, sizes) for form in FORMS}
+    return Memory(layout, batch, forms)
 
 
 def moments(optimizer: str | MakeOptimizer) -> float:
@@ -121,9 +123,11 @@ def index_bytes(shape: tuple[int, int], kept: int) -> int:
 
 
 def _bytes(
-    model: nn.Module, rows: dict[int, Row], form: Form, states: float, activations: int, widest: int
+    model: nn.Module, rows: dict[int, Row], form: Form, states: float, batch: int, sizes: tuple[int, int]
 ) -> Bytes:
+    activations, widest = (batch * size for size in sizes)
     parameters = gradients = indices = largest = scratch = 0
+    tiles = min(TILES_AT_ONCE, -(-batch // TILE_WIDTH))
     for p in model.parameters():
         row = rows.get(id(p))
         count = p.numel() if row is None else row.numel
@@ -131,8 +135,8 @@ def _bytes(
             count = row.kept
             outputs, inputs = row.shape
             indices += index_bytes((outputs, inputs), count)
-            # The kernels' own buffers: the weights woven with their columns, and a few tiles of activations.
-            scratch = max(scratch, 8 * count + 4 * TILE_WIDTH * 8 * (outputs + inputs))
+            # The kernels' own buffers: the weights woven with their columns, and tiles of activations.
+            scratch = max(scratch, 8 * count + 2 * 4 * TILE_WIDTH * tiles * (outputs + inputs))
         elif row is not None and form != "dense":
             indices += row.numel + 8 * row.kept
         parameters += count * p.itemsize

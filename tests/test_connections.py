@@ -274,7 +274,9 @@ def test_sparse_gradients_are_refused():
 
 
 @pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize(("pattern", "vacant"), [(Unstructured(), [7]), (FanIn(), [0, 2, 3, 1]), (Unstructured(), [0])])
+@pytest.mark.parametrize(
+    ("pattern", "vacant"), [(Unstructured(), [7]), (FanIn(), [0, 2, 3, 1]), (Unstructured(), [0])]
+)
 def test_as_many_grow_as_are_asked_for(stored, pattern, vacant):
     """More or fewer than were dropped, in every row."""
     _, _, c = connections(stored, pattern)

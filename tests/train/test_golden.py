@@ -1,8 +1,8 @@
 """A small experiment for each method on real digits: what it reached when it was checked, and must still reach.
 
 Validation accuracy, and mean training loss of the last 30 of 240 steps, of a perceptron of 64 - 96 - 48 - 10 units at
-sparsity 0.9. Rounding may decide which connection is dropped, so another machine may take another path: the tolerances are those of initial
-weights that differ in the sixth digit, and some more.
+sparsity 0.9. Rounding may decide which connection is dropped, so another machine may take another path: the tolerances
+are those of initial weights that differ in the sixth digit, and some more.
 """
 
 import pytest

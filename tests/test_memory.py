@@ -1,0 +1,72 @@
+"""What is predicted is what tensors really take; benchmarks/memory.py compares the peak of whole processes."""
+
+import pytest
+import torch
+from torch import nn
+
+import openwork as ow
+from openwork.memory import index_bytes, moments, training_memory
+from openwork.tasks.mlp import mlp
+
+
+def distinct_bytes(tensors):
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "kept"), [(7, 5, 0), (300, 200, 6000), (50, 3000, 500), (64, 900, 20000)])
+def test_indices_take_what_is_said(outputs, inputs, kept):
+    layer = ow.SparseLinear(inputs, outputs, kept=kept)
+    layer(torch.ones(1, inputs, requires_grad=True)).sum().backward()
+    p = layer.prepared
+    held = [layer.weight_crow, layer.weight_col, p.crow, p.col, *p.walk, *p.transposed]
+    assert distinct_bytes(held) == index_bytes((outputs, inputs), kept)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_parameters_gradients_and_optimizer_state(stored):
+    model = mlp([30, 40, 20])
+    method = ow.SET(sparsity=0.8, steps=10)
+    predicted = training_memory(model, method, torch.zeros(1, 30), batch=16).forms["stored" if stored else "masked"]
+    if stored:
+        ow.to_sparse_(model, method)
+    again = training_memory(model, method, torch.zeros(1, 30), batch=16).forms["stored" if stored else "masked"]
+    assert again == predicted
+    opt = torch.optim.Adam(model.parameters())
+    ow.attach(model, opt, method)
+    model(torch.ones(2, 30)).sum().backward()
+    opt.step()
+    parameters = list(model.parameters())
+    assert predicted.parameters == sum(p.nbytes for p in parameters)
+    assert predicted.gradients == sum(p.grad.nbytes for p in parameters)
+    states = [s for state in opt.state.values() for s in state.values() if s.dim()]
+    assert predicted.optimizer == sum(s.nbytes for s in states)
+
+
+def test_activations_are_what_forward_saves():
+    model = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.BatchNorm1d(30), nn.Linear(30, 4), nn.Tanh())
+    running = model[2].running_mean.clone()
+    memory = training_memory(model, ow.StaticRandom(sparsity=0.5), torch.zeros(1, 10), batch=100)
+    saved = 10 + 30 + 30 + 4  # what the linear layers read, which is also what ReLU made, and what tanh made
+    assert memory.forms["dense"].activations == 100 * 4 * saved
+    assert torch.equal(model[2].running_mean, running)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_nothing_needs_to_exist():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(10**5, 10**6), nn.ReLU(), nn.Linear(10**6, 10))
+    method = ow.SET(sparsity=0.9999, allocation="uniform", steps=10)
+    memory = training_memory(model, method, torch.zeros(1, 10**5, device="meta"), batch=128)
+    assert memory.forms["dense"].parameters == 4 * (10**11 + 10**6 + 10**7 + 10)
+    assert memory.forms["stored"].peak < memory.forms["dense"].peak / 200
+    assert "of dense" in str(memory)
+
+
+def test_moments_are_counted_by_taking_a_step():
+    counts = {name: moments(name) for name in ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta")}
+    assert counts == {
+        "sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adagrad": 1, "adadelta": 2,
+    }  # fmt: skip
+    assert moments(lambda p: torch.optim.Adam(p, amsgrad=True)) == 3
+    with pytest.raises(ValueError, match="no optimizer called 'best'"):
+        moments("best")
