@@ -18,17 +18,20 @@ _PUBLIC = {
     "method": ["Method"],
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
+    "layouts.conv": ["SparseConv2d"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
     "pack": ["Decisions", "pack_"],
     "storage": ["to_dense_", "to_sparse_"],
     "files": ["FileError", "export_dense", "inspect", "load", "load_masks", "save"],
+    "train.acdc": ["ACDC"],
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
+    "train.iss_p": ["ISSP"],
     "train.itop": ["ITOP"],
     "train.gse": ["GSE"],
     "train.keep_zeros": ["KeepZeros"],
@@ -70,6 +73,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
@@ -99,12 +103,14 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.sparsifier import attach as attach
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.train.acdc import ACDC as ACDC
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
     from openwork.train.gse import GSE as GSE
+    from openwork.train.iss_p import ISSP as ISSP
     from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork.growth import Growth, Tile
-from openwork.kernels.gradient import gradient_at
 from openwork.layouts.csr import CSR
+from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import Grid, Groups, Pattern, top_k
 from openwork.plan import Weight
@@ -209,6 +210,18 @@ class Connections(ABC):
         self._move(positions, index, stayed)
         return positions[where(~stayed)]
 
+    def remembered(self) -> dict[str, Tensor]:
+        """What is known beyond weights and topology, by name, for a checkpoint: what :meth:`recall` takes."""
+        return {}
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+        """Take over what was :meth:`remembered`, once weights and topology are those of the same moment."""
+
+    def forget(self) -> None:
+        """Set the optimizer's state of this parameter to zero, that of connections that stay included."""
+        for state in self._states().values():
+            state.zero_()
+
     def _states(self) -> dict[str, Tensor]:
         """The optimizer's tensors that have the shape of the parameter."""
         if self.optimizer is None:
@@ -264,6 +277,11 @@ class MaskedConnections(Connections):
         return self._positions
 
     @property
+    def frozen(self) -> Tensor:
+        """Boolean of the parameter's shape: places that have no gradient."""
+        return self.inactive
+
+    @property
     def values(self) -> Tensor:
         return self._at(self.weight.parameter.detach(), self.positions)
 
@@ -315,7 +333,7 @@ class MaskedConnections(Connections):
             return
         if self._seen_by_autograd:
             # Data-parallel training writes the averaged dense gradient back after our hook has seen the local one.
-            gradient.masked_fill_(self.inactive, 0)
+            gradient.masked_fill_(self.frozen, 0)
         else:
             self._on_gradient(self.weight.parameter)
         if self.momentum is not None:
@@ -327,6 +345,13 @@ class MaskedConnections(Connections):
             self.weight.parameter.masked_fill_(self.inactive, 0)
             for state in self._states().values():
                 state.masked_fill_(self.inactive, 0)
+
+    def remembered(self) -> dict[str, Tensor]:
+        return {} if self.momentum is None else {"momentum": self.momentum}
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+        if self.momentum is not None:
+            self.momentum.copy_(remembered["momentum"])
 
     def release(self) -> None:
         if self._hook is not None:
@@ -357,13 +382,13 @@ class MaskedConnections(Connections):
                 # Active entries accumulate in .grad itself, until zero_grad makes way for a new tensor; what is masked
                 # there must be accumulated here. Both are remembered as autograd gives them, before clipping and unscaling.
                 if gradient is self._accumulator:
-                    self.dense_gradient = torch.where(self.inactive, self.dense_gradient + gradient, gradient)
+                    self.dense_gradient = torch.where(self.frozen, self.dense_gradient + gradient, gradient)
                 else:
                     self.dense_gradient = gradient.detach().clone()
                 self._accumulator = gradient
                 if self._taps is not None:
                     self._taps.settle(gradient)
-            gradient.masked_fill_(self.inactive, 0)
+            gradient.masked_fill_(self.frozen, 0)
 
     def _set(self, positions: Tensor) -> None:
         self._positions = positions
@@ -387,8 +412,8 @@ class StoredConnections(Connections):
                 f"{self.name} holds only its kept connections, and growth by momentum needs the momentum of those that "
                 "do not exist: use growth 'gradient' or 'random', or convert the layer with to_dense_ and train it masked"
             )
-        assert isinstance(weight.module, SparseLinear)
-        self.layer: SparseLinear = weight.module
+        assert isinstance(weight.module, SparseLayer)
+        self.layer: SparseLayer[Any] = weight.module
         self._positions: tuple[int, Tensor] | None = None
         self._accumulator: Tensor | None = None
         self._noted = 0
@@ -429,8 +454,8 @@ class StoredConnections(Connections):
         states = {key: moved(state) for key, state in self._states().items()}
         gradient = None if parameter.grad is None else moved(parameter.grad)
         parameter.grad = None
-        rows, columns = self.weight.shape
-        self.layer.retopologize_(CSR.from_positions(positions, (rows, columns)), moved(parameter.detach()))
+        topology = CSR.from_positions(positions, self.layer.matrix_shape)
+        self.layer.retopologize_(topology, moved(parameter.detach()))
         parameter.grad = gradient
         if self.optimizer is not None:
             self.optimizer.state.get(parameter, {}).update(states)
@@ -446,19 +471,20 @@ class StoredConnections(Connections):
         self._positions = None  # they are remembered for the length of an update, and take room
 
     def activations(self) -> list[tuple[Tensor, Tensor]]:
-        if not self.layer.observe:
-            raise RuntimeError(f"the dense gradient of {self.name} was not observed before it was asked for")
-        return self.layer.observations
+        self._must_be_observed()
+        if isinstance(self.layer, SparseLinear):
+            return self.layer.observations
+        # As in masked training: what is known of a convolution is its gradient, its own product with the identity.
+        gradient = self.layer.gradient_rows(0, self.layer.matrix_shape[0])
+        return [(gradient, torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device))]
 
     def gradient_at(self, places: Tensor) -> Tensor:
-        total = self.values.new_zeros(places.numel())
-        for x, dy in self.activations():
-            total += gradient_at(x, dy, places)
-        return averaged(total).abs_()
+        self._must_be_observed()
+        return averaged(self.layer.gradient_at(places)).abs_()
 
     def gradient_tiles(self) -> Iterator[Tile]:
-        observed = self.activations()
-        outputs, inputs = self.weight.shape
+        self._must_be_observed()
+        outputs, inputs = self.layer.matrix_shape
         per_output = self.grid.atoms / outputs
         if isinstance(self.pattern, Groups) and self.pattern.axis == 1:
             raise ValueError(
@@ -468,11 +494,13 @@ class StoredConnections(Connections):
         at_once = max(height, TILE // inputs // height * height)
         for first in range(0, outputs, at_once):
             last = min(first + at_once, outputs)
-            tile = self.values.new_zeros(last - first, inputs)
-            for x, dy in observed:
-                tile.addmm_(dy[:, first:last].T, x)
-            grid = self.pattern.grid((last - first, inputs))
+            tile = self.layer.gradient_rows(first, last)
+            grid = self.pattern.grid((last - first, *self.weight.shape[1:]))
             yield round(first * per_output), grid.pool(averaged(tile).abs_()).flatten()
+
+    def _must_be_observed(self) -> None:
+        if not self.layer.observe:
+            raise RuntimeError(f"the dense gradient of {self.name} was not observed before it was asked for")
 
     def momentum_tiles(self) -> Iterator[Tile]:
         raise RuntimeError(f"{self.name} holds only its kept connections and has no dense momentum")
@@ -504,9 +532,10 @@ def connect(
     positions: Tensor | None = None,
     momentum: bool = False,
     activations: bool = False,
+    masked: type[MaskedConnections] = MaskedConnections,
 ) -> Connections:
     """The connections of a weight in the storage it has. ``positions`` is the topology of a masked one (None = dense);
-    ``momentum`` and ``activations`` say what growth will look at besides the gradient."""
+    ``momentum`` and ``activations`` say what growth will look at besides the gradient, ``masked`` which kind of masking."""
     if hasattr(weight.parameter, "device_mesh"):
         raise TypeError(
             f"{weight.name} is sharded over processes (a DTensor, as fully_shard makes them), and a topology is chosen over whole "
@@ -514,7 +543,7 @@ def connect(
         )
     if weight.stored:
         return StoredConnections(weight, pattern, optimizers, momentum=momentum)
-    return MaskedConnections(
+    return masked(
         weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
     )
 

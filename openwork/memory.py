@@ -8,7 +8,7 @@ and what the allocator keeps back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -39,7 +39,8 @@ class Bytes:
         parameters, gradients, optimizer: of all parameters, sparse or not.
         indices: masks and positions, or what stored connections and their kernels need to know where they are.
         activations: what one forward pass keeps for backward.
-        passing: the most that is needed besides for a moment.
+        passing: the most that gradients, activations and temporary tensors take at one time. Backward makes gradients as it
+            lets go of activations, so the larger of the two counts.
     """
 
     parameters: int
@@ -52,7 +53,7 @@ class Bytes:
     @property
     def peak(self) -> int:
         """The most at any time."""
-        return self.parameters + self.gradients + self.optimizer + self.indices + self.passing
+        return self.parameters + self.optimizer + self.indices + self.passing
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Memory:
     plan: Plan
     batch: int
     forms: dict[Form, Bytes]
+
+    def record(self) -> dict[str, dict[str, int]]:
+        """The same as plain data: form -> part -> bytes."""
+        return {form: {**asdict(held), "peak": held.peak} for form, held in self.forms.items()}
 
     def __str__(self) -> str:
         parts = ("parameters", "gradients", "optimizer", "indices", "activations", "peak")
@@ -118,7 +123,11 @@ def index_bytes(shape: tuple[int, int], kept: int) -> int:
         return 4 * (2 * (shape[0] + 1) + 4 * kept)
     rows = [(shape[0], shape[1]), (shape[1], shape[0])]
     blocks = [-(-columns // block_columns(r, columns, kept)) for r, columns in rows]
-    walks = sum(12 * (r * b + RUN_PADDING) + 4 * part_count(kept) * b * BUCKETS for (r, _), b in zip(rows, blocks, strict=True))
+    parts = part_count(kept)
+    walks = sum(
+        12 * (r * b + RUN_PADDING) + 4 * parts * b * BUCKETS + 12 * (parts + 1)
+        for (r, _), b in zip(rows, blocks, strict=True)
+    )
     return 4 * (2 * (shape[0] + 1) + 4 * kept) + walks
 
 
@@ -144,8 +153,8 @@ def _bytes(
             gradients += count * p.itemsize
             largest = max(largest, count * p.itemsize)
     optimizer = round(states * gradients)
-    backward = activations + 2 * widest + scratch
-    step = 2 * largest if states else 0
+    backward = max(activations, gradients) + 2 * widest + scratch
+    step = gradients + (2 * largest if states else 0)  # such as Adam's denominator, in two versions
     return Bytes(parameters, gradients, optimizer, indices, activations, max(backward, step))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from openwork.allocation import allocation
-from openwork.layouts.linear import SparseLinear
+from openwork.layouts.layer import SparseLayer
 from openwork.method import Method
 from openwork.patterns import Pattern, Shape, Unstructured, pattern
 
@@ -45,7 +45,7 @@ class Weight:
     @property
     def stored(self) -> bool:
         """Whether only the kept connections are held."""
-        return isinstance(self.module, SparseLinear)
+        return isinstance(self.module, SparseLayer)
 
     def oriented(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape as a view ``[out, in, *kernel]``."""
@@ -245,7 +245,7 @@ def prunable(model: nn.Module) -> list[Weight]:
     found, seen = [], set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen or (isinstance(module, SparseLinear) and name != "weight_values"):
+            if id(parameter) in seen or (isinstance(module, SparseLayer) and name != "weight_values"):
                 continue
             seen.add(id(parameter))
             full = f"{prefix}.{name}" if prefix else name
@@ -282,9 +282,9 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def _weight(name: str, module: nn.Module, parameter: nn.Parameter) -> Weight | None:
-    if isinstance(module, SparseLinear):
+    if isinstance(module, SparseLayer):
         name = name.removesuffix("_values")
-        return Weight(name, module, parameter, (module.out_features, module.in_features))
+        return Weight(name, module, parameter, module.weight_shape)
     shape = tuple(parameter.shape)
     kind = type(module).__name__
     if len(shape) < 2:
@@ -325,7 +325,7 @@ def _allocate(method: Method, weights: Sequence[Weight], scores: Mapping[str, Te
 def _magnitudes(weight: Weight) -> Tensor:
     held = (
         weight.module.weight
-        if isinstance(weight.module, SparseLinear)
+        if isinstance(weight.module, SparseLayer)
         else weight.oriented(weight.parameter.detach())
     )
     return held.abs()

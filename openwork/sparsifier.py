@@ -17,16 +17,17 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork import processes
-from openwork.connections import Connections, connect
+from openwork.connections import Connections, MaskedConnections, connect
 from openwork.growth import random_places
 from openwork.initialization import Init, initial_values
+from openwork.latent import LatentConnections, require_latent
 from openwork.method import Method
 from openwork.patterns import Shape
 from openwork.plan import Plan, Row, plan
@@ -44,6 +45,12 @@ class Training(Method):
         steps: optimizer steps of the whole run; needed by every method that schedules something.
         init: what kept connections start from, see :data:`openwork.initialization.Init`.
     """
+
+    restores: ClassVar[bool] = False
+    """Whether connections that were pruned come back all at once, so that the model is dense for a while."""
+    latent: ClassVar[bool] = False
+    """Whether pruned weights live on unseen: the optimizer trains them, the network computes without them. Takes memory of the
+    size of the dense weights, see :mod:`openwork.latent`."""
 
     steps: int | None = None
     init: Init = "rescale"
@@ -94,6 +101,9 @@ class Training(Method):
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
         """Change the topology. Called at steps that are :meth:`due`."""
+
+    def before_step(self, sparsifier: Sparsifier, step: int) -> None:
+        """Called before the optimizer takes ``step``: the place to add to gradients."""
 
     def measures(self, sparsifier: Sparsifier) -> Mapping[str, float]:
         """What the method observes about its own work, by name; shown in :meth:`Sparsifier.summary`."""
@@ -204,9 +214,7 @@ class Sparsifier:
             "skipped": self.skipped,
             "generator": self.generator.get_state(),
             "positions": {name: c.positions for name, c in self.connections.items()},
-            "momentum": {
-                n: m for n, c in self.connections.items() if (m := getattr(c, "momentum", None)) is not None
-            },
+            "remembered": {name: c.remembered() for name, c in self.connections.items()},
             "state": dict(self.state),
         }
 
@@ -222,8 +230,7 @@ class Sparsifier:
             positions = state["positions"][name].to(c.device)
             if not torch.equal(positions, c.positions):
                 c.replace(positions)
-            if (momentum := getattr(c, "momentum", None)) is not None:
-                momentum.copy_(state["momentum"][name])
+            c.recall(state["remembered"][name])
         self.step_count, self.updates, self.skipped = state["step"], state["updates"], state["skipped"]
         self.generator.set_state(state["generator"])
         self.state = {name: tensor.clone() for name, tensor in state["state"].items()}
@@ -232,6 +239,10 @@ class Sparsifier:
     def _check(self, state: Mapping[str, Any]) -> None:
         _same_run(state, self.method, {name: c.weight.shape for name, c in self.connections.items()})
         for name, c in self.connections.items():
+            for what, tensor in c.remembered().items():
+                saved = state["remembered"][name].get(what)
+                if not isinstance(saved, Tensor) or saved.shape != tensor.shape:
+                    raise ValueError(f"the saved {what} of {name} is no tensor {list(tensor.shape)}")
             if c.weight.stored and not torch.equal(state["positions"][name].to(c.device), c.positions):
                 raise ValueError(
                     f"the stored topology of {name} is not the saved one: load the model's state_dict first"
@@ -271,6 +282,7 @@ class Sparsifier:
         with torch.no_grad():
             for c in self.connections.values():
                 c.before_step()
+            self.method.before_step(self, self.step_count + 1)
         if self.method.replaces_step and self._due(self.step_count + 1):
             # Optimizers skip parameters without a gradient: so the update takes the place of this step.
             for optimizer in self.optimizers:
@@ -358,6 +370,8 @@ def attach(
     method.due(1)  # what is missing to answer is said before anything changes
     layout = plan(model, method)
     _fixed_buckets(model, method, layout)
+    if method.latent:
+        require_latent(method.name, layout, optimizers)
     if resume is not None:
         _same_run(resume, method, {row.name: row.shape for row in layout.sparse})
     given = _given_positions(layout, masks, resume)
@@ -379,6 +393,7 @@ def attach(
             positions=positions,
             momentum=momentum,
             activations="activations" in method.growth_needs,
+            masked=LatentConnections if method.latent else MaskedConnections,
         )
         if given is None and positions is not None:
             with torch.no_grad():
@@ -428,7 +443,8 @@ def _fixed_buckets(model: nn.Module, method: Training, layout: Plan) -> None:
 
 
 def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shape]) -> None:
-    """Refuse a saved state of another method, other options or other parameters."""
+    """Refuse a saved state of another method, other options or other parameters, or one that nobody has saved."""
+    _well_formed(state)
     saved, own = state["method"], method.record()
     different = [key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key)]
     if different:
@@ -442,8 +458,33 @@ def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Sha
         )
     for name, shape in shapes.items():
         positions = state["positions"][name]
+        if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.dim() != 1:
+            raise ValueError(f"the saved topology of {name} is no vector of int64 positions")
         if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= math.prod(shape)):
             raise ValueError(f"the saved topology of {name} does not fit its shape {list(shape)}")
+        if not bool((positions[1:] > positions[:-1]).all()):
+            raise ValueError(f"the saved topology of {name} is not in ascending order, or names a connection twice")
+
+
+def _well_formed(state: Mapping[str, Any]) -> None:
+    """Refuse what is not the ``state_dict()`` of a sparsifier before anything in it is believed."""
+    kinds: dict[str, type] = {"format": int, "step": int, "updates": int, "skipped": int, "generator": Tensor}
+    kinds |= dict.fromkeys(("method", "positions", "remembered", "state"), Mapping)
+    for key, kind in kinds.items():
+        found = state.get(key) if isinstance(state, Mapping) else None
+        if not isinstance(found, kind) or isinstance(found, bool) or (kind is int and found < 0):
+            raise ValueError(f"this is not the state_dict() of a sparsifier: its {key!r} is {type(found).__name__}")
+    if state["format"] != 1:
+        raise ValueError(f"the saved state is of format {state['format']}, and this openwork reads format 1: update openwork")
+    if state["remembered"].keys() != state["positions"].keys():
+        raise ValueError("the saved state remembers other parameters than it has a topology for")
+    for name, value in [*state["remembered"].items(), *state["state"].items()]:
+        if not isinstance(value, Mapping if name in state["remembered"] else Tensor):
+            raise ValueError(f"the saved state of {name} is {type(value).__name__}")
+    try:
+        torch.Generator().set_state(state["generator"])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the saved state of the random generator is none: {error}") from error
 
 
 def _given_positions(

@@ -13,39 +13,44 @@ from torch import Tensor, nn
 
 from openwork.initialization import initial_values
 from openwork.layouts.csr import CSR, described
+from openwork.layouts.conv import SparseConv2d, convolution_of, unsuited
+from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
+from openwork.layouts.stored import matrix
 from openwork.plan import Weight, plan, prunable
 from openwork.sparsifier import Training
 
 
 def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | None = None) -> dict[str, CSR]:
-    """Replace the linear layers of ``model`` by layers that hold only their kept connections, in place.
+    """Replace the linear layers and convolutions of ``model`` by layers that hold only their kept connections, in place.
 
     Call it before the optimizer is made: the layers have new parameters.
 
     Args:
-        model: any module. Layers that are not ``nn.Linear``, or that stay dense in the plan, are left alone.
+        model: any module. Layers that are neither ``nn.Linear`` nor ``nn.Conv2d``, convolutions in groups or with dilation, and what
+            stays dense in the plan are left alone.
         topology: where connections are kept:
 
             - a training method: its own initial topology and initialisation, exactly those that :func:`openwork.attach` would
               make; attach the same method afterwards;
-            - a mapping of parameter names to boolean masks ``[out, in]``, such as ``sparsifier.masks`` or ``pruned.masks``;
+            - a mapping of parameter names to boolean masks of their shape, such as ``sparsifier.masks`` or ``pruned.masks``;
             - None: wherever the weight is not zero.
 
     Returns:
         Parameter name -> topology of each layer that was replaced.
 
     Raises:
-        ValueError: no layer can be replaced, or a mask fits no linear layer of the model.
+        ValueError: no layer can be replaced, or a mask fits none.
     """
-    if isinstance(model, nn.Linear):
+    if isinstance(model, (nn.Linear, nn.Conv2d)):
         raise ValueError(
-            "the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask)"
+            "the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask) or "
+            "SparseConv2d.from_conv(conv, mask)"
         )
     candidates = {
         w.name: w
         for w in prunable(model)
-        if type(w.module) is nn.Linear and not w.reason and not _shared(model, w)
+        if storable(w.module) and not w.reason and not _shared(model, w)
     }
     if isinstance(topology, Training):
         chosen = {}
@@ -62,7 +67,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
     else:
         if topology is not None and (unknown := topology.keys() - candidates.keys()):
             raise ValueError(
-                f"masks are given for {', '.join(sorted(unknown))}; the linear layers that can hold only their kept connections "
+                f"masks are given for {', '.join(sorted(unknown))}; the layers that can hold only their kept connections "
                 f"are {', '.join(candidates) or 'none'}"
             )
         masks = (
@@ -77,29 +82,38 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
             positions = mask.flatten().nonzero().flatten()
             chosen[name] = (positions, candidates[name].parameter.detach().flatten()[positions])
     if not chosen:
-        raise ValueError("the model has no nn.Linear layer that could hold only its kept connections")
+        raise ValueError("the model has no nn.Linear and no nn.Conv2d that could hold only its kept connections")
     replaced = {}
     for name, (positions, values) in chosen.items():
-        linear = candidates[name].module
-        assert isinstance(linear, nn.Linear)
-        replaced[name] = CSR.from_positions(positions, (linear.out_features, linear.in_features))
-        layer = SparseLinear.from_values(replaced[name], values, linear.bias)
-        layer.weight_values.requires_grad_(linear.weight.requires_grad)
-        _swap(model, linear, layer.train(linear.training))
+        dense = candidates[name].module
+        replaced[name] = CSR.from_positions(positions, matrix(candidates[name].shape))
+        layer: SparseLinear | SparseConv2d
+        if isinstance(dense, nn.Conv2d):
+            layer = SparseConv2d.from_values(convolution_of(dense), replaced[name], values, dense.bias)
+        else:
+            assert isinstance(dense, nn.Linear)
+            layer = SparseLinear.from_values(replaced[name], values, dense.bias)
+        layer.weight_values.requires_grad_(dense.weight.requires_grad)
+        _swap(model, dense, layer.train(dense.training))
     return replaced
 
 
+def storable(module: nn.Module) -> bool:
+    """Whether a layer has a form that holds only kept connections: ``nn.Linear`` itself, and most ``nn.Conv2d``."""
+    return type(module) is nn.Linear or (type(module) is nn.Conv2d and not unsuited(module))
+
+
 def to_dense_(model: nn.Module) -> dict[str, Tensor]:
-    """Replace the layers that hold only their kept connections by ordinary ``nn.Linear`` layers with exact zeros, in place.
+    """Replace the layers that hold only their kept connections by ordinary dense layers with exact zeros, in place.
 
     Returns:
-        Parameter name -> boolean mask ``[out, in]``: what is kept, active zeros included.
+        Parameter name -> boolean mask of its shape: what is kept, active zeros included.
     """
     masks = {}
     for w in prunable(model):
-        if isinstance(w.module, SparseLinear):
-            masks[w.name] = w.module.topology.mask()
-            _swap(model, w.module, w.module.to_linear())
+        if isinstance(w.module, SparseLayer):
+            masks[w.name] = w.module.topology.mask().view(w.shape)
+            _swap(model, w.module, w.module.to_dense())
     return masks
 
 

@@ -397,8 +397,9 @@ def bad_gradients_do_no_harm(trial: Trial) -> None:
 
 @promise
 def zeros_stay_zero(trial: Trial) -> None:
-    """While training, pruned weights and every optimizer state of theirs are exactly zero after each step,
-    and the number of connections stays what it is, or falls if the method says that it shrinks.
+    """While training, pruned weights and every optimizer state of theirs are exactly zero after each step
+    (a method of latent weights keeps the states), and the number of connections stays what it is, or falls if the method says that it shrinks, or is that
+    of the dense model if the method says that it restores.
     """
     method = trial.method()
     if not isinstance(method, Training):
@@ -412,12 +413,14 @@ def zeros_stay_zero(trial: Trial) -> None:
         _require(
             sparsifier.kept == kept
             or (method.shrinks and sparsifier.kept < kept)
+            or (method.restores and sparsifier.kept == sum(c.numel for c in sparsifier.connections.values()))
             or (method.whole_units and sparsifier.kept <= sparsifier.plan.kept),
             f"step {number}: {sparsifier.kept} connections, before {kept}",
         )
         kept = sparsifier.kept
         for name, c in sparsifier.connections.items():
-            held = {"the weight": c.weight.parameter, **optimizer.state[c.weight.parameter]}
+            states = {} if method.latent else optimizer.state[c.weight.parameter]
+            held = {"the weight": c.weight.parameter, **states}
             for what, tensor in held.items():
                 if isinstance(tensor, Tensor) and tensor.shape == c.weight.parameter.shape:
                     left = int((c.weight.oriented(tensor.detach())[~c.mask] != 0).sum())

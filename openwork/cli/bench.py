@@ -1,9 +1,10 @@
-"""``openwork bench``: from which sparsity on is sparse faster than the best dense kernel, on this machine."""
+"""``openwork bench``: from which sparsity on is sparse faster than the best dense kernel, on this machine?"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -20,6 +21,7 @@ def bench(
     seconds: float = 0.4,
     threads: int | None = None,
     all_layouts: bool = False,
+    page: Path | None = None,
     json: JSON = False,
 ) -> None:
     """Measure layers in every layout against every dense kernel, taking turns, and show where sparse begins to win.
@@ -40,55 +42,39 @@ def bench(
         How many threads to use; as many as torch would by default.
     all_layouts
         Show every layout, not only the fastest of each combination.
+    page
+        Also write the break-even curves to this HTML file.
     """
     import torch
 
-    from openwork.compare.breakeven import break_even, measure
+    from openwork.compare import curves
+    from openwork.compare.breakeven import break_even, fastest, measure
     from openwork.compare.machine import machine
+    from openwork.compare.roofline import roof
 
     if threads is not None:
         torch.set_num_threads(threads)
-    rows = measure([_shape(text) for text in layer], batch, sparsity, spelling=pattern, seconds=seconds)
+    shapes, limits = [_shape(text) for text in layer], roof()
+    rows = measure(shapes, batch, sparsity, spelling=pattern, seconds=seconds, roof=limits)
     wins = break_even(rows)
+    if page is not None:
+        page.write_text(curves.page(rows, limits), encoding="utf-8")
+        say(f"written: {page}")
     if json:
-        measured = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        show_json(
-            {"machine": asdict(machine()), "rows": measured, "break_even": [asdict(point) for point in wins]}
-        )
+        found = {
+            "machine": asdict(machine()),
+            "roof": None if limits is None else asdict(limits),
+            "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+            "break_even": [asdict(point) for point in wins],
+        }
+        show_json(found)
         return
     say(str(machine()))
-    shown = (
-        rows
-        if all_layouts
-        else [row for row in rows if row.ms == min(r.ms for r in rows if _same_case(r, row))]
-    )
-    show(
-        [
-            {
-                "layer": f"{row.shape[0]}x{row.shape[1]}",
-                "batch": row.batch,
-                "sparsity": f"{row.sparsity:.3f}",
-                "layout": row.layout,
-                "ms": f"{row.ms:.4f}",
-                "quartiles": f"{row.low_ms:.4f}..{row.high_ms:.4f}",
-                "best dense": row.dense,
-                "dense ms": f"{row.dense_ms:.4f}",
-                "ratio": f"{row.ratio:.2f}x",
-                "GFLOP/s": f"{row.gflops:.1f}",
-            }
-            for row in shown
-        ]
-    )
+    if limits is not None:
+        say(curves.limits(limits))
+    show([curves.cells(row) for row in (rows if all_layouts else fastest(rows))])
     for point in wins:
-        layer_name = f"{point.shape[0]}x{point.shape[1]} at batch {point.batch}"
-        if point.sparsity is None:
-            say(f"{layer_name}: dense wins at every sparsity measured")
-        else:
-            say(f"{layer_name}: sparse wins from a sparsity of {point.sparsity:.2f} on ({point.layout})")
-
-
-def _same_case(a: object, b: object) -> bool:
-    return all(getattr(a, key) == getattr(b, key) for key in ("shape", "batch", "sparsity"))
+        say(curves.told(point))
 
 
 def _shape(text: str) -> tuple[int, int]:

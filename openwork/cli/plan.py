@@ -14,6 +14,9 @@ from openwork.cli.output import JSON, show_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from openwork.memory import Memory
+    from openwork.method import Method
+
 
 def plan(
     model: str,
@@ -26,6 +29,10 @@ def plan(
     pattern: str | None = None,
     exclude: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     include: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    training: bool = False,
+    optimizer: str = "adam",
+    batch: int = 128,
+    input: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (),
     json: JSON = False,
 ) -> None:
     """Show parameter by parameter what would be sparse, how sparse, and why. Nothing is changed.
@@ -46,15 +53,28 @@ def plan(
         Which masks are legal, such as "2:4" or "block 4x1".
     exclude, include
         Globs of parameters to leave dense, or to cover although they would be left dense.
+    training
+        Show as well how much memory training would take: dense, under masks, and holding only the kept connections.
+    optimizer
+        A class of torch.optim, such as "adam", "sgd", or "momentum".
+    batch
+        Examples a training step.
+    input
+        Shape of one example, such as "3 32 32"; the inputs of the first layer if it is a linear one.
     """
     from openwork.method import get
     from openwork.plan import plan as make_plan
 
     given = {"sparsity": sparsity, "kept": kept, "allocation": allocation, "pattern": pattern}
     options = {key: value for key, value in given.items() if value is not None}
-    made = make_plan(_model(model), get(method)(exclude=exclude, include=include, **options))  # type: ignore[arg-type]
+    network = _model(model)
+    chosen = get(method)(exclude=exclude, include=include, **options)  # type: ignore[arg-type]
+    made = make_plan(network, chosen)
+    memory = _memory(network, chosen, input, batch, optimizer) if training else None
     if not json:
         print(made)
+        if memory is not None:
+            print(f"\ntraining with {optimizer}, batch {batch}\n{memory}")
         return
     rows = [
         {
@@ -75,8 +95,22 @@ def plan(
             "kept": made.kept,
             "numel": made.numel,
             "sparsity": made.sparsity,
+            **({} if memory is None else {"memory": memory.record()}),
         }
     )
+
+
+def _memory(network: nn.Module, method: Method, shape: tuple[int, ...], batch: int, optimizer: str) -> Memory:
+    import torch
+
+    from openwork.memory import training_memory
+
+    if not shape:
+        first = next((m for m in network.modules() if next(m.parameters(recurse=False), None) is not None), None)
+        if not isinstance(first, torch.nn.Linear):
+            raise ValueError("the shape of an example cannot be told from the model: give it, as in --input 3 32 32")
+        shape = (first.in_features,)
+    return training_memory(network, method, torch.zeros(1, *shape), batch=batch, optimizer=optimizer)
 
 
 def _model(name: str) -> nn.Module:

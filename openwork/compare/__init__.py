@@ -8,5 +8,7 @@
 - :mod:`openwork.compare.standings`: who has done how well so far.
 - :mod:`openwork.compare.record`: the files a run leaves behind, whole at every moment.
 - :mod:`openwork.compare.charts`, :mod:`openwork.compare.report`: the same as one HTML page.
+- :mod:`openwork.compare.breakeven`, :mod:`openwork.compare.roofline`, :mod:`openwork.compare.curves`: layers, from which
+  sparsity on sparse wins, and how near to the limits of the machine.
 - :mod:`openwork.compare.demo`: the contest of ``openwork demo``.
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from openwork.compare.roofline import Roof
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense
 from openwork.layouts.layout import layouts
@@ -36,6 +37,10 @@ class Measured:
         dense: the fastest dense kernel in the same contest.
         dense_ms: its median.
         gflops: useful work, 2 x kept x batch, in 10^9 operations a second.
+        nbytes: of the weight in this layout.
+        of_peak: useful work as a fraction of this machine's multiply-adds, see :mod:`openwork.compare.roofline`; None where
+            that is not measured.
+        of_reads: bytes of the weight a second as a fraction of the rate a buffer of that size is read at.
     """
 
     shape: tuple[int, int]
@@ -49,6 +54,9 @@ class Measured:
     dense: str
     dense_ms: float
     gflops: float
+    nbytes: int
+    of_peak: float | None
+    of_reads: float | None
 
     @property
     def ratio(self) -> float:
@@ -64,6 +72,7 @@ def measure(
     spelling: str = "unstructured",
     seconds: float = 0.4,
     seed: int = 0,
+    roof: Roof | None = None,
 ) -> list[Measured]:
     """Time random masks of a pattern, all layouts and dense kernels against one another.
 
@@ -74,15 +83,24 @@ def measure(
         spelling: the pattern, see :func:`openwork.pattern`.
         seconds: to spend on each contest.
         seed: of masks and values.
+        roof: the limits of this machine, to compare with.
     """
     cases = [(shape, batch, sparsity) for shape in shapes for sparsity in sparsities for batch in batches]
     return [
-        row for case in track(cases, "measuring layers") for row in _measure(*case, spelling, seconds, seed)
+        row
+        for case in track(cases, "measuring layers")
+        for row in _measure(*case, spelling, seconds, seed, roof)
     ]
 
 
 def _measure(
-    shape: tuple[int, int], batch: int, sparsity: float, spelling: str, seconds: float, seed: int
+    shape: tuple[int, int],
+    batch: int,
+    sparsity: float,
+    spelling: str,
+    seconds: float,
+    seed: int,
+    roof: Roof | None,
 ) -> Iterator[Measured]:
     generator = torch.Generator().manual_seed(seed)
     mask = pattern(spelling).choose(
@@ -96,9 +114,12 @@ def _measure(
         (name for name in times if issubclass(kinds[name], Dense)), key=lambda name: times[name].median
     )
     for name, time in times.items():
+        nbytes = kinds[name].build(topology, values, batch).nbytes
         yield Measured(
             shape, batch, 1 - topology.kept / mask.numel(), spelling, name, time.median * 1e3, time.low * 1e3, time.high * 1e3,
-            dense, times[dense].median * 1e3, 2e-9 * topology.kept * batch / time.median,
+            dense, times[dense].median * 1e3, 2e-9 * topology.kept * batch / time.median, nbytes,
+            None if roof is None else roof.share_of_multiply_adds(topology.kept, batch, time.median),
+            None if roof is None else roof.share_of_reads(nbytes, time.median),
         )  # fmt: skip
 
 
@@ -119,16 +140,25 @@ class BreakEven:
     layout: str | None
 
 
+def fastest(rows: Iterable[Measured], *, sparse: bool = False) -> list[Measured]:
+    """The fastest layout of every layer, size of batch and sparsity; with ``sparse`` dense ones do not count."""
+    kinds = {cls.name: cls for cls in layouts()}
+    best: dict[tuple[object, ...], Measured] = {}
+    for row in rows:
+        case = (row.shape, row.batch, row.sparsity, row.pattern)
+        if not (sparse and issubclass(kinds[row.layout], Dense)) and (
+            case not in best or row.ms < best[case].ms
+        ):
+            best[case] = row
+    return list(best.values())
+
+
 def break_even(rows: Iterable[Measured]) -> list[BreakEven]:
     """The break-even of each layer and size of batch, by linear interpolation of the ratio over sparsity."""
-    kinds = {cls.name: cls for cls in layouts()}
-    best: dict[tuple[tuple[int, int], int], dict[float, Measured]] = {}
-    for row in rows:
-        found = best.setdefault((row.shape, row.batch), {})
-        if not issubclass(kinds[row.layout], Dense) and (
-            row.sparsity not in found or row.ratio > found[row.sparsity].ratio
-        ):
-            found[row.sparsity] = row
+    rows = list(rows)
+    best: dict[tuple[tuple[int, int], int], dict[float, Measured]] = {(r.shape, r.batch): {} for r in rows}
+    for row in fastest(rows, sparse=True):
+        best[row.shape, row.batch][row.sparsity] = row
     return [
         BreakEven(shape, batch, *_crossing([found[s] for s in sorted(found)]))
         for (shape, batch), found in best.items()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from openwork.layouts.linear import SparseLinear
+from openwork.layouts.layer import SparseLayer
 from openwork.sparsifier import Sparsifier
 from openwork.timing import Latency, latencies
 
@@ -51,7 +52,7 @@ def training_state(
         optimizer: of the model.
         sparsifier: that is attached to them, for the masks and momenta it holds.
     """
-    stored = [module for module in model.modules() if isinstance(module, SparseLinear)]
+    stored = [module for module in model.modules() if isinstance(module, SparseLayer)]
     indices = [tensor for layer in stored for tensor in _indices(layer)]
     if sparsifier is not None:
         for connections in sparsifier.connections.values():
@@ -100,7 +101,7 @@ def _forward(model: nn.Module, inputs: Tensor) -> Callable[[], object]:
     return lambda: model(inputs)
 
 
-def _indices(layer: SparseLinear) -> list[Tensor]:
+def _indices(layer: SparseLayer[Any]) -> list[Tensor]:
     prepared = layer.prepared
     derived = [*prepared.walk, *prepared.transposed]
     return [layer.weight_crow, layer.weight_col, prepared.crow, prepared.col, *derived]

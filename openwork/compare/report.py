@@ -1,5 +1,4 @@
-"""The table and its charts as one HTML file that asks nobody for anything: no server, no network, light and
-dark.
+"""A table and its charts as one HTML file that asks nobody for anything: no server, no network, light and dark.
 
 Without the extra ``report`` the page has its table and says what is missing.
 """
@@ -7,16 +6,19 @@ Without the extra ``report`` the page has its table and says what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeAlias
 
 from openwork.compare.contest import Trained
 from openwork.compare.machine import Machine
 from openwork.compare.table import Row, cells
 
 TITLE = "openwork demo"
+
+Chart: TypeAlias = tuple[str, dict[str, object]]
+"""``(title, Vega-Lite specification)``."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ccc; }
@@ -35,7 +37,7 @@ summary { cursor: pointer; }
 def page(
     rows: Sequence[Row], *, machine: Machine, networks: Mapping[str, Sequence[Trained]], about: str
 ) -> str:
-    """The report.
+    """The report of a contest.
 
     Args:
         rows: of the table.
@@ -46,7 +48,33 @@ def page(
     Returns:
         A whole HTML document.
     """
-    main = html_table([cells(row) for row in rows])
+
+    def draw() -> list[Chart]:
+        from openwork.compare.charts import charts
+
+        return charts(rows, networks)
+
+    return document(TITLE, about=about, machine=machine, records=[cells(row) for row in rows], draw=draw)
+
+
+def document(
+    title: str,
+    *,
+    about: str,
+    machine: Machine,
+    records: Sequence[Mapping[str, object]],
+    draw: Callable[[], Sequence[Chart]],
+) -> str:
+    """A whole HTML document: what was done, where, the table, and the charts with their numbers.
+
+    Args:
+        title: of the page.
+        about: a sentence or two on what was done.
+        machine: where it was measured.
+        records: of the table, all with the same keys.
+        draw: makes the charts; only called if what it takes to show them is installed.
+    """
+    main = html_table(records)
     try:
         import altair  # noqa: F401  (asked for here so that a missing extra is one message)
         import jinja2
@@ -54,20 +82,19 @@ def page(
         from markupsafe import Markup
     except ImportError as error:
         return _plain(
+            title,
             main,
             machine,
             f"{about} There are no charts: {error.name} is missing, pip install 'openwork[report]'.",
         )
-    from openwork.compare.charts import charts
-
-    drawn = charts(rows, networks)
+    drawn = draw()
     template = jinja2.Environment(autoescape=True).from_string(
         files("openwork.compare").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
     # the stub says that a snippet is needed; the library documents that it is not
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     return template.render(
-        title=TITLE,
+        title=title,
         about=about,
         machine=str(machine),
         style=Markup(_STYLE),
@@ -107,9 +134,9 @@ def _in_script(data: object) -> str:
     return json.dumps(data).replace("<", "\\u003c")
 
 
-def _plain(table: str, machine: Machine, about: str) -> str:
+def _plain(title: str, table: str, machine: Machine, about: str) -> str:
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><main><h1>{TITLE}</h1>\n<p>{escape(about)}</p>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n"
         f'<p class="machine">{escape(str(machine))}</p>\n{table}\n</main></body></html>\n'
     )

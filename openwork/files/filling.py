@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openwork.files.header import FileError, Header, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
+from openwork.layouts.conv import SparseConv2d, unsuited
+from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stored import Stored
 
@@ -20,7 +23,7 @@ def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: 
         model: changed in place.
         stored: tensors by plain name, already proven sound.
         header: of the file.
-        dense: do not replace ``nn.Linear`` by :class:`SparseLinear`.
+        dense: do not replace dense layers by sparse ones.
         where: how an error begins.
     """
     stored = dict(stored) | {alias: stored[name] for alias, name in header.shared.items()}
@@ -32,14 +35,18 @@ def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: 
         _check_shared(alias, name, stored, where)
     replaced = [] if dense else _replaceable(model, header, where)
 
-    made: dict[nn.Module, SparseLinear] = {}  # a module that has two names stays one module
+    made: dict[nn.Module, SparseLayer[Any]] = {}  # a module that has two names stays one module
     for name in replaced:
         parent, _, child = name.rpartition(".")
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        if linear not in made:
-            made[linear] = SparseLinear.from_linear(linear, stored[weight_of(name)].topology)
-        setattr(model.get_submodule(parent), child, made[linear])
+        layer = model.get_submodule(name)
+        if layer not in made:
+            topology = stored[weight_of(name)].topology
+            if isinstance(layer, nn.Conv2d):
+                made[layer] = SparseConv2d.from_conv(layer, topology)
+            else:
+                assert isinstance(layer, nn.Linear)
+                made[layer] = SparseLinear.from_linear(layer, topology)
+        setattr(model.get_submodule(parent), child, made[layer])
     model.load_state_dict(_state(plain_state(model), stored))
 
 
@@ -53,16 +60,16 @@ def _check_names(model: nn.Module, state: Plain, stored: Mapping[str, Stored], w
         raise FileError(f"{where}: " + "; ".join(told) + (f"; and {more} more" if more else ""))
     keys = model.state_dict().keys()
     for name, value in state.items():
-        if name not in keys and not isinstance(value, SparseLinear):
+        if name not in keys and not isinstance(value, SparseLayer):
             raise FileError(
                 f"{where}: {name} is computed by a method at work on the model; detach that first"
             )
 
 
-def _check_one(name: str, value: Tensor | SparseLinear, stored: Stored, where: str) -> None:
-    sparse = isinstance(value, SparseLinear)
-    shape = value.topology.shape if isinstance(value, SparseLinear) else tuple(value.shape)
-    dtype = value.weight_values.dtype if isinstance(value, SparseLinear) else value.dtype
+def _check_one(name: str, value: Tensor | SparseLayer[Any], stored: Stored, where: str) -> None:
+    sparse = isinstance(value, SparseLayer)
+    shape = value.weight_shape if isinstance(value, SparseLayer) else tuple(value.shape)
+    dtype = value.weight_values.dtype if isinstance(value, SparseLayer) else value.dtype
     if stored.shape != shape:
         raise FileError(f"{where}: {name} is {list(stored.shape)} in the file and {list(shape)} in the model")
     if stored.dtype != dtype:
@@ -70,8 +77,8 @@ def _check_one(name: str, value: Tensor | SparseLinear, stored: Stored, where: s
         raise FileError(f"{where}: {name} is {both}; convert the model with .to() before loading")
     if sparse and stored.kept is None:
         raise FileError(
-            f"{where}: {name} was saved without a topology, and the model has a SparseLinear there; "
-            "load into a model with an nn.Linear"
+            f"{where}: {name} was saved without a topology, and the model has a sparse layer there; "
+            "load into a model with a dense one"
         )
 
 
@@ -84,16 +91,17 @@ def _check_shared(alias: str, name: str, stored: Mapping[str, Stored], where: st
 
 
 def _replaceable(model: nn.Module, header: Header, where: str) -> list[str]:
-    """Names of the modules that become a :class:`SparseLinear`."""
+    """Names of the modules that become a :class:`SparseLayer`."""
     replaced = []
     for name in header.sparse_linear:
         module = model.get_submodule(name)
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLayer):
             continue
-        if type(module) is not nn.Linear or not name:
+        convolution = type(module) is nn.Conv2d and not unsuited(module)
+        if not (type(module) is nn.Linear or convolution) or not name:
             found = f"{name} is a {type(module).__name__}" if name else "the layer is the whole model"
             raise FileError(
-                f"{where}: {weight_of(name)} was saved from a SparseLinear, but {found} here, which cannot "
+                f"{where}: {weight_of(name)} was saved from a sparse layer, but {found} here, which cannot "
                 "be replaced by one; pass dense=True to fill it with the dense weight"
             )
         replaced.append(name)
@@ -104,7 +112,7 @@ def _state(state: Plain, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The ``state_dict`` that the model asks for."""
     filled: dict[str, Tensor] = {}
     for name, value in state.items():
-        if isinstance(value, SparseLinear):
+        if isinstance(value, SparseLayer):
             topology, values = stored[name].topology, stored[name].values
             filled |= {f"{name}_values": values, f"{name}_crow": topology.crow, f"{name}_col": topology.col}
         else:

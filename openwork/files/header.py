@@ -12,7 +12,7 @@
      "sha256": {"fc.weight_values": "...", "fc.weight_crow": "...", "fc.weight_col": "...", "fc.bias": "..."}}
 
 ``tensors`` are the plain names of the model in its own order; :mod:`openwork.layouts.stored` says which
-arrays hold each. ``sparse_linear`` are the modules that were :class:`~openwork.layouts.linear.SparseLinear`;
+arrays hold each. ``sparse_linear`` are the modules that were :class:`~openwork.layouts.layer.SparseLayer`;
 ``shared`` are further names of a tensor that is stored once; ``sha256`` is taken of the bytes of each array.
 A second key of the metadata, ``openwork_sha256``, is taken of this text.
 """
@@ -137,9 +137,9 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header:
         name = header.shared.get(weight_of(module), weight_of(module))
         if name not in entries:
             near = nearest(name, entries)
-            raise FileError(f"{where}: {module!r} is declared a SparseLinear without a {name}{near}")
-        if entries[name].kept is None or len(entries[name].shape) != 2:
-            raise FileError(f"{where}: {name} belongs to a SparseLinear and must be a matrix with a topology")
+            raise FileError(f"{where}: {module!r} is declared a sparse layer without a {name}{near}")
+        if entries[name].kept is None or len(entries[name].shape) not in (2, 4):
+            raise FileError(f"{where}: {name} belongs to a sparse layer and must be a weight with a topology")
     return header
 
 

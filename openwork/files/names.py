@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from openwork.files.header import DTYPES, FileError, weight_of
-from openwork.layouts.linear import STORED, SparseLinear
+from openwork.layouts.layer import STORED, SparseLayer
 
-Plain = Mapping[str, Tensor | SparseLinear]
+Plain = Mapping[str, Tensor | SparseLayer[Any]]
 """Tensors by plain name, in the order of the model's ``state_dict``; a layer stands for its own weight."""
 
 
 def plain_state(model: nn.Module) -> Plain:
     """The state of ``model`` under plain names.
 
-    - A :class:`SparseLinear` appears as one ``weight``, not as values and indices.
+    - A :class:`SparseLayer` appears as one ``weight``, not as values and indices.
     - A weight that openwork has parametrized (soft masks of a method at work) appears as the weight it
       computes. Other parametrizations are the model's own, and keep their keys.
 
     Raises:
         FileError: the model has state that no file can hold.
     """
-    plain: dict[str, Tensor | SparseLinear] = {}
+    plain: dict[str, Tensor | SparseLayer[Any]] = {}
     stands_for = _stands_for(model)
     for key, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
@@ -38,12 +39,12 @@ def plain_state(model: nn.Module) -> Plain:
     return plain
 
 
-def _stands_for(model: nn.Module) -> dict[str, tuple[str, Tensor | SparseLinear]]:
+def _stands_for(model: nn.Module) -> dict[str, tuple[str, Tensor | SparseLayer[Any]]]:
     """Plain name and value of the keys that are not plain."""
-    plain: dict[str, tuple[str, Tensor | SparseLinear]] = {}
+    plain: dict[str, tuple[str, Tensor | SparseLayer[Any]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         dot = f"{name}." if name else ""
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLayer):
             plain |= {dot + part: (weight_of(name), module) for part in STORED}
         elif parametrize.is_parametrized(module):
             assert isinstance(module.parametrizations, nn.ModuleDict)
@@ -60,8 +61,8 @@ def shared_names(state: Plain) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     shared = {}
     for name, value in state.items():
-        sparse = isinstance(value, SparseLinear)
-        tensor = value.weight_values if isinstance(value, SparseLinear) else value
+        sparse = isinstance(value, SparseLayer)
+        tensor = value.weight_values if isinstance(value, SparseLayer) else value
         if tensor.numel():
             place = (sparse, tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
             if first.setdefault(place, name) != name:

@@ -37,7 +37,7 @@ def load(
     Args:
         path: the file.
         into: the model to fill. An ``nn.Linear`` whose weight was a
-            :class:`~openwork.layouts.linear.SparseLinear` when it was saved is replaced by one; make the
+            :class:`~openwork.layouts.layer.SparseLayer` when it was saved is replaced by one; make the
             optimizer afterwards. A layer that is one already takes the connections of the file and keeps its
             Parameters.
         dense: leave every ``nn.Linear`` of ``into`` an ``nn.Linear``.

@@ -34,7 +34,7 @@ class Report:
         nbytes: its size.
         format_version: of the header.
         openwork: the version that wrote it.
-        sparse_linear: modules that were :class:`~openwork.layouts.linear.SparseLinear`.
+        sparse_linear: modules that were :class:`~openwork.layouts.layer.SparseLayer`.
         history: transformations in order.
         rows: the tensors, in the order of the model.
     """

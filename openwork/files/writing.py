@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from openwork.files.container import write
 from openwork.files.header import FORMAT_VERSION, Entry, FileError, Header, array_digest, nearest
 from openwork.files.names import Plain, plain_state, shared_names
 from openwork.files.reading import load
-from openwork.layouts.linear import SparseLinear
+from openwork.layouts.layer import SparseLayer
 from openwork.layouts.stored import Stored, store, store_as_is, store_values
 
 Path = str | os.PathLike[str]
@@ -30,7 +30,7 @@ def save(
 ) -> None:
     """Write the state of ``model`` to one safetensors file; the model does not change.
 
-    Every :class:`~openwork.layouts.linear.SparseLinear`, and every other parameter of two or more dimensions
+    Every :class:`~openwork.layouts.layer.SparseLayer`, and every other parameter of two or more dimensions
     with enough zeros, is written as kept values and a compact index, in whichever layout takes the fewest
     bytes (:mod:`openwork.layouts.stored`); everything else as it is. Kept weights come back with the same
     bits, NaN included; a -0.0 where nothing is kept, as pruning by multiplication leaves it, comes back as
@@ -70,7 +70,7 @@ def save(
                 raise FileError(f"{tensor.name}{suffix} would be in the file twice; rename that parameter")
             arrays[tensor.name + suffix] = array
     modules = model.named_modules(remove_duplicate=False)
-    sparse = [name for name, module in modules if isinstance(module, SparseLinear)]
+    sparse = [name for name, module in modules if isinstance(module, SparseLayer)]
     header = Header(
         format_version=FORMAT_VERSION,
         openwork=openwork.__version__,
@@ -102,10 +102,12 @@ def export_dense(model: nn.Module | Path, path: Path) -> None:
     write(path, state, {"format": "pt"})
 
 
-def _stored(name: str, value: Tensor | SparseLinear, masks: Mapping[str, Tensor | None]) -> Stored:
+def _stored(name: str, value: Tensor | SparseLayer[Any], masks: Mapping[str, Tensor | None]) -> Stored:
     try:
-        if isinstance(value, SparseLinear):
-            return store_values(name, value.weight_values, value.topology.validate(name))
+        if isinstance(value, SparseLayer):
+            return store_values(
+                name, value.weight_values, value.topology.validate(name), value.weight_shape
+            )
         return store(name, value, masks[name]) if name in masks else store_as_is(name, value)
     except ValueError as error:
         raise FileError(str(error)) from error
@@ -121,8 +123,8 @@ def _checked_masks(model: nn.Module, state: Plain, masks: Mapping[str, Tensor]) 
             raise FileError(
                 f"{name}: a mask is given, but the model has no such parameter{nearest(name, own)}"
             )
-        if isinstance(state[name], SparseLinear):
-            raise FileError(f"{name}: a SparseLinear knows its own connections; leave its mask out")
+        if isinstance(state[name], SparseLayer):
+            raise FileError(f"{name}: a sparse layer knows its own connections; leave its mask out")
     return {name: masks.get(name) for name in own}
 
 
@@ -133,5 +135,5 @@ def _checked_history(history: Sequence[Mapping[str, object]]) -> tuple[dict[str,
         raise FileError(f"the history must be a list of mappings that JSON can hold: {error}") from error
 
 
-def _dense(value: Tensor | SparseLinear) -> Tensor:
-    return (value.weight if isinstance(value, SparseLinear) else value.detach()).cpu()
+def _dense(value: Tensor | SparseLayer[Any]) -> Tensor:
+    return (value.weight if isinstance(value, SparseLayer) else value.detach()).cpu()

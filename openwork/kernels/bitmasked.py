@@ -110,7 +110,8 @@ def bitmasked_linear(
     """
     outputs = bitmasked.shape[0]
     samples = inference.check_inputs(x, bitmasked.shape, bias, activation)
-    y: Tensor = torch.ops.openwork.bitmasked_linear(
+    compute = torch.ops.openwork.bitmasked_linear if linear.is_traced(samples, bias) else _bitmasked_linear
+    y: Tensor = compute(
         samples, bitmasked.masks, bitmasked.values, bitmasked.first, bias, outputs, activation
     )
     return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)

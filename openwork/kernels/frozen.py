@@ -70,7 +70,7 @@ def frozen_linear(x: Tensor, frozen: Frozen, bias: Tensor | None = None, activat
     """
     outputs, inputs = frozen.prepared.shape
     linear.check_linear(x, inputs, outputs, bias, activation)
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype is not torch.float32 or not x.is_cpu:
         raise TypeError(f"Frozen weights multiply float32 inputs on the CPU, found {x.dtype} on {x.device}.")
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         raise RuntimeError(
@@ -81,11 +81,10 @@ def frozen_linear(x: Tensor, frozen: Frozen, bias: Tensor | None = None, activat
         return reference.sparse_linear(
             x, frozen.weights, prepared.positions, prepared.shape, bias, activation
         )
-    rows = x.reshape(x.shape[:-1].numel(), inputs)
-    y: Tensor = torch.ops.openwork.frozen_linear(
-        rows, frozen.weights, bias, frozen.prepared.walk, outputs, activation
-    )
-    return y.view(*x.shape[:-1], outputs)
+    rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
+    compute = torch.ops.openwork.frozen_linear if linear.is_traced(rows, bias) else _frozen_linear
+    y: Tensor = compute(rows, frozen.weights, bias, frozen.prepared.walk, outputs, activation)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
 
 def _frozen_linear(

@@ -67,7 +67,7 @@ class Groups:
         outputs, inputs = self.shape
         linear.check_linear(x, inputs, outputs, bias, activation)
         for tensor in (x, bias):
-            if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            if tensor is not None and (tensor.dtype is not torch.float32 or not tensor.is_cpu):
                 raise TypeError(
                     f"Grouped rows multiply float32 on the CPU, found {tensor.dtype} on {tensor.device}."
                 )
@@ -79,11 +79,12 @@ class Groups:
         if not native.enabled():
             values, positions = self.arrays
             return reference.sparse_linear(x, values, positions, self.shape, bias, activation)
-        rows = x.reshape(x.shape[:-1].numel(), inputs)
-        y: Tensor = torch.ops.openwork.grouped_linear(
+        rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
+        compute = torch.ops.openwork.grouped_linear if linear.is_traced(rows, bias) else _grouped_linear
+        y: Tensor = compute(
             rows, bias, self.arrays, outputs, self.height, self.settings, self.blocks, self.kernel, activation
         )
-        return y.view(*x.shape[:-1], outputs)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
 
 def plain(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> list[Tensor]:

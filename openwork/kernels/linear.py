@@ -79,7 +79,7 @@ def differentiable(
     # recomputing it.
     fused = "none" if training and activation not in ("none", "relu") else activation
     y: Tensor
-    if _is_traced(x, values):
+    if is_traced(x, values, bias):
         transposed = prepared.transposed if training and x.requires_grad else []
         y = torch.ops.openwork.sparse_linear(
             x, values, bias, prepared.walk, transposed, prepared.shape[0], fused
@@ -130,20 +130,26 @@ def is_native(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _is_traced(x: Tensor, values: Tensor) -> bool:
+def is_traced(*tensors: Tensor | None) -> bool:
     """Whether someone looks at the operators instead of only at their results: a compiler, a transform such as
-    ``torch.func.grad``, a mode that records or replaces operators.
+    ``torch.func.grad``, a mode that records or replaces operators. If nobody does, a kernel is called directly:
+    the dispatcher's way to an operator written in Python takes ten microseconds and more, which is longer than
+    many a sparse layer.
     """
-    return (
+    if (
         torch.compiler.is_compiling()
-        or not (type(x) in _PLAIN and type(values) in _PLAIN)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
-    )
+    ):
+        return True
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return True
+    return False
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def check_linear(x: Tensor, inputs: int, outputs: int, bias: Tensor | None, activation: str) -> None:

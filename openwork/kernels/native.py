@@ -106,8 +106,24 @@ def openmp_runtimes() -> set[str]:
 
 
 def threads(work: int) -> int:
-    """Threads worth using for `work` multiply-adds: PyTorch's setting, or one if waking more costs more."""
-    return 1 if work < SERIAL_WORK else torch.get_num_threads()
+    """Threads worth using for `work` multiply-adds: PyTorch's setting, or one if waking more costs more.
+
+    One in a forked process: the threads of an OpenMP runtime do not live on there, and waiting for them would
+    never end. Processes that need more are to be spawned.
+    """
+    return 1 if work < SERIAL_WORK or _forked else torch.get_num_threads()
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked  # noqa: PLW0603  (it is a fact about the process)
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 SERIAL_WORK = 100_000

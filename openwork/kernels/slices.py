@@ -118,7 +118,8 @@ def sliced_linear(x: Tensor, slices: Slices, bias: Tensor | None = None, activat
         [..., outputs].
     """
     samples = inference.check_inputs(x, slices.shape, bias, activation)
-    y: Tensor = torch.ops.openwork.sliced_linear(
+    compute = torch.ops.openwork.sliced_linear if linear.is_traced(samples, bias) else _sliced_linear
+    y: Tensor = compute(
         samples, slices.columns, slices.values, slices.ends, slices.rows, bias, slices.shape[0], activation
     )
     return y if x.dim() == 2 else y.view(*x.shape[:-1], slices.shape[0])

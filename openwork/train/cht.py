@@ -57,9 +57,9 @@ class CHT(SET):
         sparsity, allocation: 0.99 and ``uniform``, as in the paper.
         init: ``kaiming``, the sparse initialisation of the paper for every unit's own inputs.
 
-    Differences from the authors' code: scores are CH3-L3 in the node form, which is a product of matrices; the first paper sums over
-    paths, the second prefers CH2. A link that is removed and regrown in one update keeps its weight. The extra links of
-    their EM_S variant, early stopping by layer and correlated or small-world initial topologies are left out.
+    Differences from the authors' code: scores are CH3-L3 in the node form, which is a product of matrices; the first paper sums
+    over paths, the second prefers CH2. A link that is removed and regrown in one update keeps its weight. The extra links of
+    the EM_S variant, early stopping by layer and correlated or small-world initial topologies are left out.
     """
 
     sparsity: float = 0.99

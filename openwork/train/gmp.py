@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openwork.allocation import Allocation, allocation, exact_counts
+from openwork.allocation import Allocation
 from openwork.connections import Connections
 from openwork.initialization import Init
 from openwork.method import check_fraction, method
-from openwork.plan import Row, wanted_total
+from openwork.plan import Row
 from openwork.schedules import Periodic, Polynomial
+from openwork.selection import strongest
 from openwork.sparsifier import Sparsifier, Training
 
 
@@ -69,24 +70,11 @@ class GMP(Training):
         """What is left of each parameter at ``step``: boolean over its active places. Changes nothing."""
         first, last = self._window
         progress = min((step - first) / (last - first), 1.0) if last > first else 1.0
-        rows = [row for row in sparsifier.plan.sparse if not row.fixed]
-        size = sum(row.numel for row in rows)
-        total = kept_at(self, progress, size, wanted_total(self, size))
-        active = [sparsifier.connections[row.name] for row in rows]
-        scores = [c.values.abs() for c in active]
-        caps = [c.kept for c in active]
-        counts = allocation(self.allocation).counts(
-            [row.shape for row in rows], min(total, sum(caps)), scores
+        return strongest(
+            sparsifier.plan,
+            sparsifier.connections,
+            lambda size, final: kept_at(self, progress, size, final),
         )
-        # Rounded shares may rise by one while the total falls; what is gone stays gone, so another parameter keeps it.
-        counts = exact_counts(counts, caps, sum(counts))
-        wanted = dict(zip((row.name for row in rows), counts, strict=True))
-        left = []
-        for row in sparsifier.plan.sparse:
-            connections = sparsifier.connections[row.name]
-            kept = wanted.get(row.name, kept_at(self, progress, row.numel, row.kept))
-            left.append((connections, connections.strongest_legal(min(kept, connections.kept))))
-        return left
 
     @property
     def _window(self) -> tuple[int, int]:

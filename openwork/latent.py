@@ -1,0 +1,168 @@
+"""Pruned weights that live on unseen: the optimizer trains the dense weights, the network computes with those kept.
+
+Straight-through methods keep a dense *latent* weight ``theta`` and let the network see ``w = M * theta`` only; the gradient
+with respect to ``w``, dense, is applied to ``theta``. Here the parameter of the model holds ``w`` at all times but one, the moment
+of the optimizer's step, when it holds ``theta``. So the model stays an ordinary one with its plain keys: what is evaluated,
+saved or compiled in between is the sparse network, and the gradient that autograd leaves is the straight-through one by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from openwork.connections import MaskedConnections
+from openwork.patterns import Pattern
+from openwork.plan import Plan, Weight
+from openwork.positions import where
+
+
+class LatentConnections(MaskedConnections):
+    """A parameter under a mask whose other weights are not zero but out of sight.
+
+    Attributes:
+        latent: the dense weights, of the parameter's shape.
+        asleep: boolean of that shape: weights that have no gradient and never change, none by default. Their optimizer state
+            is zero.
+    """
+
+    def __init__(
+        self,
+        weight: Weight,
+        pattern: Pattern,
+        optimizers: Sequence[Optimizer],
+        *,
+        positions: Tensor | None = None,
+        momentum: bool = False,
+        activations: bool = False,
+    ) -> None:
+        self.latent = weight.parameter.detach().clone()
+        self.asleep = torch.zeros_like(self.latent, dtype=torch.bool)
+        self._faded: Tensor | None = None
+        self._strength = 0.0
+        self._stepping = False
+        super().__init__(
+            weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
+        )
+
+    @property
+    def frozen(self) -> Tensor:
+        return self.asleep
+
+    def strongest_latent(self, kept: int, pattern: Pattern | None = None) -> Tensor:
+        """Sorted positions of the legal mask of largest ``|theta|`` (of another pattern, if one is given).
+
+        Raises:
+            FloatingPointError: a latent weight is NaN or infinite.
+        """
+        if not bool(self.latent.isfinite().all()):
+            raise FloatingPointError(f"the latent weights of {self.name} hold NaN or infinity")
+        strength = self.weight.oriented(self.latent).abs()
+        return where((pattern or self.pattern).choose(strength, kept))
+
+    def sleep(self, awake: Tensor) -> None:
+        """Let all weights but those at the sorted positions ``awake`` sleep."""
+        self.asleep.fill_(True)
+        self.weight.oriented(self.asleep)[torch.unravel_index(awake, self.weight.shape)] = False
+        self._still()
+
+    def fade(self, weak: Tensor | None, strength: float) -> None:
+        """Show the weights at the places ``weak`` (boolean of the parameter's shape) at a part of their ``strength``; None
+        ends it."""
+        self._faded, self._strength = weak, strength
+        self._show()
+
+    def fading(self) -> Tensor | None:
+        """How strongly each weight is seen, of the parameter's shape; None where nothing fades."""
+        if self._faded is None:
+            return None
+        return torch.where(self._faded, self._strength, torch.ones_like(self.latent))
+
+    def write(self, positions: Tensor, values: Tensor) -> None:
+        index = torch.unravel_index(positions, self.weight.shape)
+        self.weight.oriented(self.latent)[index] = values.to(self.latent.dtype)
+        self._show()
+
+    def before_step(self) -> None:
+        if self._stepping:
+            raise RuntimeError(
+                f"the optimizer evaluates the loss several times a step (as LBFGS does), and {self.name} has latent weights, which "
+                "the network must not see: use an optimizer that evaluates it once"
+            )
+        super().before_step()
+        with torch.no_grad():
+            self.weight.parameter.copy_(self.latent)
+        self._stepping = True
+
+    def after_step(self) -> None:
+        if self._stepping:
+            moved = self.weight.parameter.detach()
+            self.latent = torch.where(self.asleep, self.latent, moved)
+            self._still()
+            self._stepping = False
+        self._show()
+
+    def remembered(self) -> dict[str, Tensor]:
+        tensors = {"latent": self.latent, "asleep": self.asleep}
+        if self._faded is not None:
+            tensors |= {"faded": self._faded, "strength": torch.tensor(self._strength, dtype=torch.float64)}
+        return tensors
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+        self.latent.copy_(remembered["latent"])
+        self.asleep.copy_(remembered["asleep"])
+        self._faded = None
+        if "faded" in remembered:
+            self._faded = remembered["faded"].to(self.device, copy=True)
+            self._strength = float(remembered["strength"])
+        self._show()
+
+    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+        self._set(positions)
+        self._show()
+
+    def _show(self) -> None:
+        """Let the network see what it may."""
+        with torch.no_grad():
+            self.weight.parameter.copy_(self.latent)
+            if self._faded is not None:
+                self.weight.parameter.copy_(torch.where(self._faded, self._strength * self.latent, self.latent))
+            self.weight.parameter.masked_fill_(self.inactive, 0)
+
+    def _still(self) -> None:
+        for state in self._states().values():
+            state.masked_fill_(self.asleep, 0)
+
+
+def require_latent(method: str, plan: Plan, optimizers: Sequence[Optimizer]) -> None:
+    """Refuse a model or optimizer that latent weights cannot work with.
+
+    Raises:
+        ValueError: a layer holds only its kept connections, or the optimizer that moves the weights is not the one whose steps
+            are followed.
+    """
+    if stored := [row.name for row in plan.sparse if row.weight.stored]:
+        raise ValueError(
+            f"{method} trains pruned weights out of sight, and {', '.join(stored)} hold only their kept connections: train masked "
+            "(use to_dense_ first) and store when training is done"
+        )
+    if not optimizers:
+        raise ValueError(
+            f"{method} lets the optimizer see weights that the network does not, and there is no optimizer: give it to attach"
+        )
+    first = {id(p) for group in optimizers[0].param_groups for p in group["params"]}
+    others = {id(p) for o in optimizers[1:] for group in o.param_groups for p in group["params"]}
+    if strays := [row.name for row in plan.sparse if id(row.weight.parameter) in others - first]:
+        raise ValueError(
+            f"{method} follows the steps of the first optimizer, and another one trains {', '.join(strays)}: put all parameters "
+            "that will be sparse into the first"
+        )
+
+
+def latent(connections: object) -> LatentConnections:
+    """The connections of a method of latent weights, as what they are."""
+    assert isinstance(connections, LatentConnections)
+    return connections

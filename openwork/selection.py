@@ -1,0 +1,53 @@
+"""Which connections of a whole model stay when so many may: the strongest, split among its parameters.
+
+A method that prunes by magnitude asks this at every pruning; what it does with the answer (prune, shrink, prune for a while)
+is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from openwork.allocation import allocation, exact_counts
+from openwork.connections import Connections
+from openwork.plan import Plan, wanted_total
+
+
+def final_count(size: int, final: int) -> int:
+    """What is kept in the end."""
+    return final
+
+
+def strongest(
+    plan: Plan, connections: Mapping[str, Connections], kept_now: Callable[[int, int], int] = final_count
+) -> list[tuple[Connections, Tensor]]:
+    """The connections of largest magnitude, as many as the plan's method asks for, split by its allocation as of now.
+
+    Args:
+        plan: parameters, patterns and final counts.
+        connections: the present connections of each parameter of the plan.
+        kept_now: ``(size, final) -> kept``: how many of ``size`` connections stay now, where ``final`` stay in the end.
+
+    Returns:
+        Pairs of connections and a boolean over their active places (:meth:`Connections.atoms`), True = stays. Counts are
+        exact, ties included. Nothing is changed.
+    """
+    rows = [row for row in plan.sparse if not row.fixed]
+    size = sum(row.numel for row in rows)
+    total = kept_now(size, wanted_total(plan.method, size)) if size else 0
+    active = [connections[row.name] for row in rows]
+    caps = [c.kept for c in active]
+    counts = allocation(plan.method.allocation).counts(
+        [row.shape for row in rows], min(total, sum(caps)), [c.values.abs() for c in active]
+    )
+    # Rounded shares may rise by one while the total falls; what is gone stays gone, so another parameter keeps it.
+    counts = exact_counts(counts, caps, sum(counts))
+    wanted = dict(zip((row.name for row in rows), counts, strict=True))
+    left = []
+    for row in plan.sparse:
+        c = connections[row.name]
+        kept = wanted.get(row.name, kept_now(row.numel, row.kept))
+        left.append((c, c.strongest_legal(min(kept, c.kept))))
+    return left
