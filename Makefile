@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 NATIVE := $(wildcard CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup demo test test-all lint format types imports docs check clean
+.PHONY: setup demo test test-all lint format types imports docs check sanitize clean
 
 setup: $(INSTALLED)
 
@@ -44,6 +44,16 @@ docs: setup
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 check: lint types imports test docs
+
+# The kernels with every access to memory checked; their tests under it. Needs the sanitizers of GCC.
+SANITIZED := build/sanitize
+sanitize: setup
+	cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Release -DOPENWORK_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	cmake --build $(SANITIZED) --parallel 2
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OPENWORK_SANITIZED=$$(echo $(SANITIZED)/_native*.so) \
+		$(BIN)/python -m pytest -q -p tests.kernels.sanitized tests/kernels -k "not compile"
 
 clean:
 	rm -rf .venv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,6 +8,7 @@ The peak of the resident memory, from before the model was built to after a few 
 
 import argparse
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ def method(sparsity: float) -> ow.StaticRandom:
 def stored(sizes: list[int], sparsity: float) -> nn.Sequential:
     """The same perceptron, built without a dense matrix at any time."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [ow.SparseLinear(inputs, outputs, sparsity=sparsity), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -79,9 +80,15 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [784, options.width, options.width, 10]
     predicted = ow.training_memory(
-        mlp(sizes), method(options.sparsity), torch.zeros(1, 784), batch=options.batch, optimizer=options.optimizer
+        mlp(sizes),
+        method(options.sparsity),
+        torch.zeros(1, 784),
+        batch=options.batch,
+        optimizer=options.optimizer,
     )
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)  # what is freed goes back at once: nothing but the program is measured
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(
+        2**16
+    )  # what is freed goes back at once: nothing but the program is measured
     results = []
     for form in FORMS:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -93,7 +100,9 @@ def main() -> None:
     print(predicted)
     for r in results:
         ratio = r["measured"] / r["predicted"]
-        print(f"{r['form']:7} predicted {r['predicted'] / 2**20:8.1f} MiB  measured {r['measured'] / 2**20:8.1f} MiB  {ratio:.3f}")
+        print(
+            f"{r['form']:7} predicted {r['predicted'] / 2**20:8.1f} MiB, measured {r['measured'] / 2**20:8.1f}  {ratio:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ one training step and one topology update fit into the memory and the time that 
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -36,11 +37,13 @@ def network(sizes: list[int], fan_in: int, seed: int = 0) -> nn.Sequential:
     """A perceptron whose units have `fan_in` random inputs on average; outputs read every sixteenth neuron or so."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
         kept = min(fan_in * outputs, inputs * outputs)
         layers += [ow.SparseLinear(inputs, outputs, kept=kept, generator=generator), nn.ReLU()]
     last = max(1000, sizes[-2] // 16) * sizes[-1]
-    layers.append(ow.SparseLinear(sizes[-2], sizes[-1], kept=min(last, sizes[-2] * sizes[-1]), generator=generator))
+    layers.append(
+        ow.SparseLinear(sizes[-2], sizes[-1], kept=min(last, sizes[-2] * sizes[-1]), generator=generator)
+    )
     return nn.Sequential(*layers)
 
 
@@ -58,7 +61,7 @@ def available() -> int:
 
 def dense_bytes(sizes: list[int]) -> int:
     """Weights, gradients and momentum of the same network with dense matrices, float32."""
-    return 3 * 4 * sum(a * b + b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    return 3 * 4 * sum(a * b + b for a, b in itertools.pairwise(sizes))
 
 
 def learn(sizes: list[int], fan_in: int, batch: int, epochs: int, examples: int, talk: bool) -> list[Epoch]:
@@ -144,7 +147,9 @@ def main() -> None:
         while fits(2 * width, options.fan_in, options.batch, options.largest_seconds):
             width *= 2
             if not options.json:
-                print(f"  two layers of {width} neurons fit: resident {resident() / 2**30:.1f} GiB", flush=True)
+                print(
+                    f"  two layers of {width} neurons fit: resident {resident() / 2**30:.1f} GiB", flush=True
+                )
         result["largest"] = width
     if options.json:
         json.dump(result, sys.stdout, indent=1)

@@ -27,13 +27,12 @@ from openwork.tasks.mlp import mlp
 from openwork.timing import latencies
 
 Step = Callable[[], Tensor]
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=1e-3),
-    "adam": lambda p: torch.optim.Adam(p, lr=1e-4),
-}
+OPTIMIZERS = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-3), "adam": lambda p: torch.optim.Adam(p, lr=1e-4)}
 
 
-def step(model: nn.Module, optimizer: str, x: Tensor, y: Tensor, method: ow.StaticRandom | None = None) -> Step:
+def step(
+    model: nn.Module, optimizer: str, x: Tensor, y: Tensor, method: ow.StaticRandom | None = None
+) -> Step:
     trained = OPTIMIZERS[optimizer](model.parameters())
     if method is not None:
         ow.attach(model, trained, method)
@@ -122,7 +121,9 @@ def main() -> None:
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
     for optimizer in options.optimizer.split(","):
         for sparsity in map(float, options.sparsity.split(",")):
-            method = ow.StaticRandom(sparsity=sparsity, allocation="uniform", exclude=(f"fc{len(sizes) - 1}.*",))
+            method = ow.StaticRandom(
+                sparsity=sparsity, allocation="uniform", exclude=(f"fc{len(sizes) - 1}.*",)
+            )
             stored, masked = mlp(sizes), mlp(sizes)
             ow.to_sparse_(stored, method)
             checked = ow.attach(masked, None, method)
@@ -138,7 +139,13 @@ def main() -> None:
             best = min(found.median for name, found in times.items() if name.startswith("dense"))
             whole, outside = outside_kernels(contenders["stored"])
             case = {"sizes": sizes, "batch": options.batch, "optimizer": optimizer, "sparsity": sparsity}
-            results.append({**case, "outside_kernels": outside / whole, "times": {n: asdict(t) for n, t in times.items()}})
+            results.append(
+                {
+                    **case,
+                    "outside_kernels": outside / whole,
+                    "times": {n: asdict(t) for n, t in times.items()},
+                }
+            )
             if options.json:
                 continue
             print(f"\n{options.sizes}, batch {options.batch}, {optimizer}, sparsity {sparsity}")

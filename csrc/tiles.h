@@ -2,7 +2,8 @@
 //
 // A vector then holds one feature of several samples, every load of the kernels is aligned, and nothing is gathered. Samples
 // that the batch does not have are zeros when packed and are dropped when unpacked. PyTorch's [batch][feature] order is
-// converted block by block in registers.
+// converted block by block in registers, a few samples from their first feature to their last: with all samples of a feature
+// first, rows whose length is a power of two would push each other out of the cache.
 #pragma once
 #include "activation.h"
 #include "simd.h"
@@ -22,9 +23,9 @@ OPENWORK_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a >
 // Features [begin, end) of `samples` rows of x, whose rows are `stride` floats apart, into the tile.
 inline void pack(const float* x, std::int64_t stride, std::int64_t samples, std::int64_t begin, std::int64_t end, float* tile,
                  std::int64_t width) {
-  for (std::int64_t feature = begin; feature < end; feature += lanes) {
-    const std::int64_t features = smaller(lanes, end - feature);
-    for (std::int64_t sample = 0; sample < width; sample += lanes) {
+  for (std::int64_t sample = 0; sample < width; sample += lanes) {
+    for (std::int64_t feature = begin; feature < end; feature += lanes) {
+      const std::int64_t features = smaller(lanes, end - feature);
       const float* from = x + sample * stride + feature;
       float* to = tile + feature * width + sample;
       Vec block[lanes];
@@ -47,9 +48,9 @@ inline void pack(const float* x, std::int64_t stride, std::int64_t samples, std:
 template <Activation activation>
 void unpack(const float* tile, std::int64_t width, const float* bias, std::int64_t begin, std::int64_t end, float* y,
             std::int64_t stride, std::int64_t samples) {
-  for (std::int64_t feature = begin; feature < end; feature += lanes) {
-    const std::int64_t features = smaller(lanes, end - feature);
-    for (std::int64_t sample = 0; sample < samples; sample += lanes) {
+  for (std::int64_t sample = 0; sample < samples; sample += lanes) {
+    for (std::int64_t feature = begin; feature < end; feature += lanes) {
+      const std::int64_t features = smaller(lanes, end - feature);
       const float* from = tile + feature * width + sample;
       float* to = y + sample * stride + feature;
       const auto output = [&](int i) __attribute__((always_inline)) {

@@ -24,10 +24,12 @@ _PUBLIC = {
     "pruner": ["Pruned", "sparsify_"],
     "pack": ["Decisions", "pack_"],
     "storage": ["to_dense_", "to_sparse_"],
-    "files": ["FileError", "export_dense", "inspect", "load", "load_masks", "save"],
+    "files": ["FileError", "export_dense", "inspect", "load", "load_checkpoint", "load_masks", "save", "save_checkpoint"],
     "train.acdc": ["ACDC"],
+    "train.bdwp": ["BDWP"],
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
+    "train.dnw": ["DNW"],
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
@@ -36,11 +38,16 @@ _PUBLIC = {
     "train.gse": ["GSE"],
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
+    "train.pgf_nm": ["PGF"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
+    "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
     "train.static_random": ["StaticRandom"],
+    "train.str": ["STR"],
+    "train.top_kast": ["TopKAST"],
+    "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
     "prune.snip": ["SNIP"],
@@ -64,16 +71,18 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect
     from openwork.files import load as load
+    from openwork.files import load_checkpoint as load_checkpoint
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
+    from openwork.files import save_checkpoint as save_checkpoint
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
     from openwork.growth import Momentum as Momentum
     from openwork.growth import Random as Random
     from openwork.layouts.condensed import Condensed as Condensed
-    from openwork.layouts.csr import CSR as CSR
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
+    from openwork.layouts.csr import CSR as CSR
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
@@ -88,6 +97,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.patterns import pattern as pattern
     from openwork.plan import Plan as Plan
     from openwork.plan import plan as plan
+    from openwork.probes.average_parameters import AverageLaw as AverageLaw
+    from openwork.probes.average_parameters import Pretraining as Pretraining
+    from openwork.probes.average_parameters import fit_average_law as fit_average_law
+    from openwork.probes.average_parameters import pretraining as pretraining
     from openwork.prune.grasp import GraSP as GraSP
     from openwork.prune.magnitude import Magnitude as Magnitude
     from openwork.prune.snip import SNIP as SNIP
@@ -104,8 +117,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
     from openwork.train.acdc import ACDC as ACDC
+    from openwork.train.bdwp import BDWP as BDWP
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
+    from openwork.train.dnw import DNW as DNW
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
@@ -114,11 +129,15 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
+    from openwork.train.pgf_nm import PGF as PGF
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
+    from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
     from openwork.train.static_random import StaticRandom as StaticRandom
+    from openwork.train.str import STR as STR
+    from openwork.train.top_kast import TopKAST as TopKAST
 
     __version__: str
 

@@ -214,7 +214,7 @@ class Connections(ABC):
         """What is known beyond weights and topology, by name, for a checkpoint: what :meth:`recall` takes."""
         return {}
 
-    def recall(self, remembered: Mapping[str, Tensor]) -> None:
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:  # noqa: B027  (most have nothing to recall)
         """Take over what was :meth:`remembered`, once weights and topology are those of the same moment."""
 
     def forget(self) -> None:
@@ -538,8 +538,8 @@ def connect(
     ``momentum`` and ``activations`` say what growth will look at besides the gradient, ``masked`` which kind of masking."""
     if hasattr(weight.parameter, "device_mesh"):
         raise TypeError(
-            f"{weight.name} is sharded over processes (a DTensor, as fully_shard makes them), and a topology is chosen over whole "
-            "parameters: train with DistributedDataParallel, or make the model sparse before it is sharded"
+            f"{weight.name} is sharded over processes (a DTensor, as fully_shard makes them), and a topology is chosen over "
+            "whole parameters: train with DistributedDataParallel, or make the model sparse before it is sharded"
         )
     if weight.stored:
         return StoredConnections(weight, pattern, optimizers, momentum=momentum)

@@ -1,9 +1,10 @@
 """Pruned weights that live on unseen: the optimizer trains the dense weights, the network computes with those kept.
 
 Straight-through methods keep a dense *latent* weight ``theta`` and let the network see ``w = M * theta`` only; the gradient
-with respect to ``w``, dense, is applied to ``theta``. Here the parameter of the model holds ``w`` at all times but one, the moment
-of the optimizer's step, when it holds ``theta``. So the model stays an ordinary one with its plain keys: what is evaluated,
-saved or compiled in between is the sparse network, and the gradient that autograd leaves is the straight-through one by itself.
+with respect to ``w``, dense, is applied to ``theta``. Here the parameter of the model holds ``w`` at all times but one, the
+moment of the optimizer's step, when it holds ``theta``. So the model stays an ordinary one with its plain keys: what is
+evaluated, saved or compiled in between is the sparse network, and the gradient that autograd leaves is the straight-through one
+by itself.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class LatentConnections(MaskedConnections):
     ) -> None:
         self.latent = weight.parameter.detach().clone()
         self.asleep = torch.zeros_like(self.latent, dtype=torch.bool)
-        self._faded: Tensor | None = None
-        self._strength = 0.0
+        self._faded = torch.zeros_like(self.asleep)
+        self._strength = torch.ones((), dtype=torch.float64)
+        self._threshold = torch.zeros((), dtype=torch.float64)
         self._stepping = False
         super().__init__(
             weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
@@ -64,22 +66,37 @@ class LatentConnections(MaskedConnections):
         return where((pattern or self.pattern).choose(strength, kept))
 
     def sleep(self, awake: Tensor) -> None:
-        """Let all weights but those at the sorted positions ``awake`` sleep."""
-        self.asleep.fill_(True)
-        self.weight.oriented(self.asleep)[torch.unravel_index(awake, self.weight.shape)] = False
-        self._still()
+        """Let all weights but those at the sorted positions ``awake`` sleep from the next step on."""
+        self.asleep.copy_(self.others(awake))
 
-    def fade(self, weak: Tensor | None, strength: float) -> None:
-        """Show the weights at the places ``weak`` (boolean of the parameter's shape) at a part of their ``strength``; None
-        ends it."""
-        self._faded, self._strength = weak, strength
+    def others(self, positions: Tensor) -> Tensor:
+        """Boolean of the parameter's shape: all places but those at the sorted ``positions``."""
+        found = torch.ones_like(self.inactive)
+        self.weight.oriented(found)[torch.unravel_index(positions, self.weight.shape)] = False
+        return found
+
+    def fade(self, weak: Tensor, strength: float) -> None:
+        """Show the weights at the places ``weak`` (boolean of the parameter's shape) at a part of their ``strength``; 1 ends
+        it."""
+        self._faded.copy_(weak)
+        self._strength.fill_(strength)
         self._show()
 
     def fading(self) -> Tensor | None:
         """How strongly each weight is seen, of the parameter's shape; None where nothing fades."""
-        if self._faded is None:
+        if self._strength == 1.0:
             return None
-        return torch.where(self._faded, self._strength, torch.ones_like(self.latent))
+        return torch.where(self._faded, float(self._strength), torch.ones_like(self.latent))
+
+    @property
+    def threshold(self) -> float:
+        """By how much the network sees every weight closer to zero than it is; 0 by default."""
+        return float(self._threshold)
+
+    def shrink(self, threshold: float) -> None:
+        """Show the weights through a soft threshold: ``sign(theta) * max(|theta| - threshold, 0)``."""
+        self._threshold.fill_(threshold)
+        self._show()
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         index = torch.unravel_index(positions, self.weight.shape)
@@ -89,8 +106,8 @@ class LatentConnections(MaskedConnections):
     def before_step(self) -> None:
         if self._stepping:
             raise RuntimeError(
-                f"the optimizer evaluates the loss several times a step (as LBFGS does), and {self.name} has latent weights, which "
-                "the network must not see: use an optimizer that evaluates it once"
+                f"the optimizer evaluates the loss several times a step (as LBFGS does), and {self.name} has latent weights, "
+                "which the network must not see: use an optimizer that evaluates it once"
             )
         super().before_step()
         with torch.no_grad():
@@ -101,23 +118,23 @@ class LatentConnections(MaskedConnections):
         if self._stepping:
             moved = self.weight.parameter.detach()
             self.latent = torch.where(self.asleep, self.latent, moved)
-            self._still()
+            for state in self._states().values():
+                state.masked_fill_(self.asleep, 0)
             self._stepping = False
         self._show()
 
     def remembered(self) -> dict[str, Tensor]:
-        tensors = {"latent": self.latent, "asleep": self.asleep}
-        if self._faded is not None:
-            tensors |= {"faded": self._faded, "strength": torch.tensor(self._strength, dtype=torch.float64)}
-        return tensors
+        return {
+            "latent": self.latent,
+            "asleep": self.asleep,
+            "faded": self._faded,
+            "strength": self._strength,
+            "threshold": self._threshold,
+        }
 
     def recall(self, remembered: Mapping[str, Tensor]) -> None:
-        self.latent.copy_(remembered["latent"])
-        self.asleep.copy_(remembered["asleep"])
-        self._faded = None
-        if "faded" in remembered:
-            self._faded = remembered["faded"].to(self.device, copy=True)
-            self._strength = float(remembered["strength"])
+        for what, tensor in self.remembered().items():
+            tensor.copy_(remembered[what])
         self._show()
 
     def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
@@ -127,14 +144,12 @@ class LatentConnections(MaskedConnections):
     def _show(self) -> None:
         """Let the network see what it may."""
         with torch.no_grad():
-            self.weight.parameter.copy_(self.latent)
-            if self._faded is not None:
-                self.weight.parameter.copy_(torch.where(self._faded, self._strength * self.latent, self.latent))
+            strength = self.fading()
+            seen = self.latent if strength is None else strength * self.latent
+            if threshold := self.threshold:
+                seen = torch.where(seen.abs() > threshold, seen - threshold * seen.sign(), 0)
+            self.weight.parameter.copy_(seen)
             self.weight.parameter.masked_fill_(self.inactive, 0)
-
-    def _still(self) -> None:
-        for state in self._states().values():
-            state.masked_fill_(self.asleep, 0)
 
 
 def require_latent(method: str, plan: Plan, optimizers: Sequence[Optimizer]) -> None:
@@ -146,8 +161,8 @@ def require_latent(method: str, plan: Plan, optimizers: Sequence[Optimizer]) -> 
     """
     if stored := [row.name for row in plan.sparse if row.weight.stored]:
         raise ValueError(
-            f"{method} trains pruned weights out of sight, and {', '.join(stored)} hold only their kept connections: train masked "
-            "(use to_dense_ first) and store when training is done"
+            f"{method} trains pruned weights out of sight, and {', '.join(stored)} hold only their kept connections: train "
+            "masked (use to_dense_ first) and store when training is done"
         )
     if not optimizers:
         raise ValueError(
@@ -160,9 +175,3 @@ def require_latent(method: str, plan: Plan, optimizers: Sequence[Optimizer]) -> 
             f"{method} follows the steps of the first optimizer, and another one trains {', '.join(strays)}: put all parameters "
             "that will be sparse into the first"
         )
-
-
-def latent(connections: object) -> LatentConnections:
-    """The connections of a method of latent weights, as what they are."""
-    assert isinstance(connections, LatentConnections)
-    return connections

@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from openwork.kernels import native
 from openwork.kernels.index import BUCKETS, RUN_PADDING, TILE_WIDTH, block_columns, part_count
-from openwork.layouts.linear import SparseLinear
+from openwork.layouts.conv import unsuited
+from openwork.layouts.layer import SparseLayer
 from openwork.method import Method
 from openwork.plan import Plan, Row, plan
 
@@ -74,16 +75,13 @@ class Memory:
         lines += [(part, *(f"{getattr(self.forms[f], part) / 2**20:.1f}" for f in FORMS)) for part in parts]
         dense = self.forms["dense"].peak
         lines += [("of dense", *(f"{self.forms[f].peak / dense:.3f}" for f in FORMS))]
-        return "\n".join("  ".join([line[0].ljust(11), *(cell.rjust(10) for cell in line[1:])]) for line in lines)
+        return "\n".join(
+            "  ".join([line[0].ljust(11), *(cell.rjust(10) for cell in line[1:])]) for line in lines
+        )
 
 
 def training_memory(
-    model: nn.Module,
-    method: Method,
-    example: Tensor,
-    *,
-    batch: int,
-    optimizer: str | MakeOptimizer = "adam",
+    model: nn.Module, method: Method, example: Tensor, *, batch: int, optimizer: str | MakeOptimizer = "adam"
 ) -> Memory:
     """Predict the memory of a training step. Nothing is changed, and nothing large is allocated.
 
@@ -112,12 +110,17 @@ def moments(optimizer: str | MakeOptimizer) -> float:
     parameter.grad = torch.ones(64)
     made = _named(optimizer)([parameter]) if isinstance(optimizer, str) else optimizer([parameter])
     made.step(lambda: 0.0) if isinstance(made, torch.optim.LBFGS) else made.step()
-    held = [t for state in made.state.values() for v in state.values() for t in (v if isinstance(v, list) else [v])]
+    held = [
+        t
+        for state in made.state.values()
+        for v in state.values()
+        for t in (v if isinstance(v, list) else [v])
+    ]
     return sum(t.nbytes for t in held if isinstance(t, Tensor) and t.dim()) / parameter.nbytes
 
 
 def index_bytes(shape: tuple[int, int], kept: int) -> int:
-    """Bytes of the indices of a stored layer that trains: its topology twice (in the ``state_dict``, and as the kernels have
+    """Bytes of the indices of a stored layer ``[out, rest]`` that trains (of a convolution about): its topology twice (in the ``state_dict``, and as the kernels have
     proven it), the walk of the matrix and that of its transpose, and the permutation between them."""
     if not native.enabled():
         return 4 * (2 * (shape[0] + 1) + 4 * kept)
@@ -142,7 +145,7 @@ def _bytes(
         count = p.numel() if row is None else row.numel
         if row is not None and form == "stored" and _can_be_stored(row):
             count = row.kept
-            outputs, inputs = row.shape
+            outputs, inputs = row.shape[0], row.numel // row.shape[0]
             indices += index_bytes((outputs, inputs), count)
             # The kernels' own buffers: the weights woven with their columns, and tiles of activations.
             scratch = max(scratch, 8 * count + 2 * 4 * TILE_WIDTH * tiles * (outputs + inputs))
@@ -159,7 +162,10 @@ def _bytes(
 
 
 def _can_be_stored(row: Row) -> bool:
-    return type(row.weight.module) in (nn.Linear, SparseLinear) and len(row.shape) == 2
+    module = row.weight.module
+    if type(module) is nn.Conv2d:
+        return not unsuited(module)
+    return type(module) is nn.Linear or isinstance(module, SparseLayer)
 
 
 def _activations(model: nn.Module, example: Tensor) -> tuple[int, int]:
@@ -193,5 +199,7 @@ def _named(name: str) -> MakeOptimizer:
         return lambda parameters: torch.optim.SGD(parameters, momentum=0.9)
     for cls in vars(torch.optim).values():
         if isinstance(cls, type) and issubclass(cls, Optimizer) and cls.__name__.lower() == name.lower():
-            return lambda parameters: cls(parameters)  # type: ignore[call-arg]
-    raise ValueError(f"torch.optim has no optimizer called {name!r}: use one such as adam, sgd, momentum, rmsprop")
+            return cls
+    raise ValueError(
+        f"torch.optim has no optimizer called {name!r}: use one such as adam, sgd, momentum, rmsprop"
+    )

@@ -326,7 +326,9 @@ class FanIn(Pattern):
     def allows(self, mask: Tensor) -> bool:
         fan_in = mask.flatten(1).sum(1)
         working = fan_in[fan_in > 0] if self.idle else fan_in
-        return not len(working) or bool((working == (working[0] if self.inputs is None else self.inputs)).all())
+        return not len(working) or bool(
+            (working == (working[0] if self.inputs is None else self.inputs)).all()
+        )
 
     def __str__(self) -> str:
         return "fan-in" if self.inputs is None else f"fan-in {self.inputs}"

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from openwork import processes
 from openwork.connections import Connections, MaskedConnections, connect
@@ -121,6 +122,7 @@ class Sparsifier:
         updates: how many topology updates took place.
         generator: the method's own random state.
         state: tensors a method keeps from update to update, by name; saved and restored with everything else.
+        handles: of the hooks that :meth:`detach` removes.
     """
 
     def __init__(
@@ -141,14 +143,14 @@ class Sparsifier:
         self.state: dict[str, Tensor] = {}
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._remembering = True
-        self._handles = []
+        self.handles: list[RemovableHandle] = []
         if self.optimizers:
             # The first optimizer is the clock: topology updates follow its steps.
-            self._handles = [
+            self.handles = [
                 self.optimizers[0].register_step_pre_hook(self._on_step),
                 self.optimizers[0].register_step_post_hook(lambda *_: self._after_step()),
             ]
-            self._handles += [
+            self.handles += [
                 o.register_step_post_hook(lambda *_: self._restore_zeros()) for o in self.optimizers[1:]
             ]
         method.attached(self)
@@ -196,7 +198,7 @@ class Sparsifier:
 
     def detach(self) -> None:
         """Let go of model and optimizers. The model keeps its zeros; nothing guards them any more."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
         for c in self.connections.values():
             c.release()
@@ -463,28 +465,36 @@ def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Sha
         if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= math.prod(shape)):
             raise ValueError(f"the saved topology of {name} does not fit its shape {list(shape)}")
         if not bool((positions[1:] > positions[:-1]).all()):
-            raise ValueError(f"the saved topology of {name} is not in ascending order, or names a connection twice")
+            raise ValueError(
+                f"the saved topology of {name} is not in ascending order, or names a connection twice"
+            )
 
 
 def _well_formed(state: Mapping[str, Any]) -> None:
     """Refuse what is not the ``state_dict()`` of a sparsifier before anything in it is believed."""
-    kinds: dict[str, type] = {"format": int, "step": int, "updates": int, "skipped": int, "generator": Tensor}
-    kinds |= dict.fromkeys(("method", "positions", "remembered", "state"), Mapping)
-    for key, kind in kinds.items():
-        found = state.get(key) if isinstance(state, Mapping) else None
-        if not isinstance(found, kind) or isinstance(found, bool) or (kind is int and found < 0):
-            raise ValueError(f"this is not the state_dict() of a sparsifier: its {key!r} is {type(found).__name__}")
+
+    def require(key: str, holds: bool) -> None:
+        if not holds:
+            found = type(state.get(key)).__name__
+            raise ValueError(
+                f"this is not the state_dict() of a sparsifier: {key!r} is {found}, or holds something else"
+            )
+
+    for key in ("format", "step", "updates", "skipped"):
+        require(key, type(state.get(key)) is int and state[key] >= 0)
+    for key in ("method", "positions", "remembered", "state"):
+        require(key, isinstance(state.get(key), Mapping))
+    require("remembered", state["remembered"].keys() == state["positions"].keys())
+    require("remembered", all(isinstance(held, Mapping) for held in state["remembered"].values()))
+    require("state", all(isinstance(tensor, Tensor) for tensor in state["state"].values()))
     if state["format"] != 1:
-        raise ValueError(f"the saved state is of format {state['format']}, and this openwork reads format 1: update openwork")
-    if state["remembered"].keys() != state["positions"].keys():
-        raise ValueError("the saved state remembers other parameters than it has a topology for")
-    for name, value in [*state["remembered"].items(), *state["state"].items()]:
-        if not isinstance(value, Mapping if name in state["remembered"] else Tensor):
-            raise ValueError(f"the saved state of {name} is {type(value).__name__}")
+        raise ValueError(
+            f"the saved state is of format {state['format']}, and this openwork reads format 1: update openwork"
+        )
     try:
         torch.Generator().set_state(state["generator"])
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"the saved state of the random generator is none: {error}") from error
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the saved state of the random generator cannot be restored: {error}") from error
 
 
 def _given_positions(

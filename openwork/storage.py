@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from openwork.initialization import initial_values
-from openwork.layouts.csr import CSR, described
 from openwork.layouts.conv import SparseConv2d, convolution_of, unsuited
+from openwork.layouts.csr import CSR, described
 from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stored import matrix
@@ -27,8 +27,8 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
     Call it before the optimizer is made: the layers have new parameters.
 
     Args:
-        model: any module. Layers that are neither ``nn.Linear`` nor ``nn.Conv2d``, convolutions in groups or with dilation, and what
-            stays dense in the plan are left alone.
+        model: any module. Layers that are neither ``nn.Linear`` nor ``nn.Conv2d``, convolutions in groups or with
+            dilation, and what stays dense in the plan are left alone.
         topology: where connections are kept:
 
             - a training method: its own initial topology and initialisation, exactly those that :func:`openwork.attach` would
@@ -82,7 +82,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
             positions = mask.flatten().nonzero().flatten()
             chosen[name] = (positions, candidates[name].parameter.detach().flatten()[positions])
     if not chosen:
-        raise ValueError("the model has no nn.Linear and no nn.Conv2d that could hold only its kept connections")
+        raise ValueError("the model has no nn.Linear layer and no nn.Conv2d that could hold only its kept connections")
     replaced = {}
     for name, (positions, values) in chosen.items():
         dense = candidates[name].module

@@ -397,9 +397,9 @@ def bad_gradients_do_no_harm(trial: Trial) -> None:
 
 @promise
 def zeros_stay_zero(trial: Trial) -> None:
-    """While training, pruned weights and every optimizer state of theirs are exactly zero after each step
-    (a method of latent weights keeps the states), and the number of connections stays what it is, or falls if the method says that it shrinks, or is that
-    of the dense model if the method says that it restores.
+    """While training, pruned weights and every optimizer state of theirs (unless the method says that they
+    are latent) are exactly zero after each step, and the number of connections stays what it is, or falls if
+    the method says that it shrinks, or is that of the dense model if the method says that it restores.
     """
     method = trial.method()
     if not isinstance(method, Training):

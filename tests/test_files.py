@@ -348,7 +348,7 @@ def test_models_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:
             {"storage": "dense", "masks": {"weight": everything}},
             "masks are for storage='sparse'",
         ),
-        (SparseLinear(4, 3, kept=1), {"masks": {"weight": everything}}, "weight: a SparseLinear knows"),
+        (SparseLinear(4, 3, kept=1), {"masks": {"weight": everything}}, "weight: a sparse layer knows"),
     ]:
         with pytest.raises(FileError, match=told):
             save(model, path, **options)
@@ -621,8 +621,8 @@ def retype(name: str, dtype: torch.dtype) -> Edit:
         (field(format_version="1"), "header is not one of format 1"),
         (field(openwork=1), "header is not one of format 1"),
         (field(more=1), "header is not one of format 1.*more"),
-        (field(sparse_linear=["d"]), "'d' is declared a SparseLinear without a d.weight"),
-        (field(sparse_linear=[""]), "'' is declared a SparseLinear without a weight"),
+        (field(sparse_linear=["d"]), "'d' is declared a sparse layer without a d.weight"),
+        (field(sparse_linear=[""]), "'' is declared a sparse layer without a weight"),
         (field(shared={"x": "y"}), "x cannot be another name of y"),
         (field(shared={"d": "c"}), "d cannot be another name of c"),
         (field(tensors=[]), "header is not one of format 1"),

@@ -13,7 +13,9 @@ def distinct_bytes(tensors):
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize(("outputs", "inputs", "kept"), [(7, 5, 0), (300, 200, 6000), (50, 3000, 500), (64, 900, 20000)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "kept"), [(7, 5, 0), (300, 200, 6000), (50, 3000, 500), (64, 900, 20000)]
+)
 def test_indices_take_what_is_said(outputs, inputs, kept):
     layer = ow.SparseLinear(inputs, outputs, kept=kept)
     layer(torch.ones(1, inputs, requires_grad=True)).sum().backward()
@@ -26,10 +28,14 @@ def test_indices_take_what_is_said(outputs, inputs, kept):
 def test_parameters_gradients_and_optimizer_state(stored):
     model = mlp([30, 40, 20])
     method = ow.SET(sparsity=0.8, steps=10)
-    predicted = training_memory(model, method, torch.zeros(1, 30), batch=16).forms["stored" if stored else "masked"]
+    predicted = training_memory(model, method, torch.zeros(1, 30), batch=16).forms[
+        "stored" if stored else "masked"
+    ]
     if stored:
         ow.to_sparse_(model, method)
-    again = training_memory(model, method, torch.zeros(1, 30), batch=16).forms["stored" if stored else "masked"]
+    again = training_memory(model, method, torch.zeros(1, 30), batch=16).forms[
+        "stored" if stored else "masked"
+    ]
     assert again == predicted
     opt = torch.optim.Adam(model.parameters())
     ow.attach(model, opt, method)
@@ -63,7 +69,9 @@ def test_nothing_needs_to_exist():
 
 
 def test_moments_are_counted_by_taking_a_step():
-    counts = {name: moments(name) for name in ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta")}
+    counts = {
+        name: moments(name) for name in ("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
+    }
     assert counts == {
         "sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "rmsprop": 1, "adagrad": 1, "adadelta": 2,
     }  # fmt: skip

@@ -61,7 +61,9 @@ def train(storage, method, optimizer, rank=None, accumulate=False):
         parts = torch.arange(8)[mine].chunk(2 if accumulate else 1)
         total = 0.0
         for i, part in enumerate(parts):
-            apart = wrapped.no_sync() if accumulate and rank is not None and i == 0 else contextlib.nullcontext()
+            apart = (
+                wrapped.no_sync() if accumulate and rank is not None and i == 0 else contextlib.nullcontext()
+            )
             with apart:
                 loss = F.cross_entropy(wrapped(x[part]), y[part]) / len(parts)
                 loss.backward()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from openwork.layouts.conv import SparseConv2d
+from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
 from openwork.prune.magnitude import Magnitude
 from openwork.pruner import sparsify_
@@ -28,14 +30,14 @@ def test_there_and_back():
     before = copy.deepcopy(model)
     x = batches(1)[0][0]
     replaced = to_sparse_(model)
-    assert {n: c.kept for n, c in replaced.items()} == {"4.weight": 173, "7.weight": 11}
-    assert [type(m) is SparseLinear for m in model].count(True) == 2
+    assert {n: c.kept for n, c in replaced.items()} == {"0.weight": 16, "4.weight": 173, "7.weight": 11}
+    assert [type(m) for m in model if isinstance(m, SparseLayer)] == [SparseConv2d, SparseLinear, SparseLinear]
     torch.testing.assert_close(model.eval()(x), before.eval()(x))
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in before.parameters())
     masks = to_dense_(model)
     assert same(model, before)
-    assert all(torch.equal(masks[n], replaced[n].mask()) for n in replaced)
-    assert all(type(m) is not SparseLinear for m in model)
+    assert all(torch.equal(masks[n].flatten(1), replaced[n].mask()) for n in replaced)
+    assert not any(isinstance(m, SparseLayer) for m in model)
 
 
 def test_kept_zeros_survive_when_masks_are_given():
@@ -70,7 +72,7 @@ def test_a_method_stores_what_it_would_mask(method):
     twin = attach(stored, None, method)
     assert sparsifier.masks.keys() == twin.masks.keys()
     assert all(torch.equal(m, twin.masks[n]) for n, m in sparsifier.masks.items())
-    assert all(torch.equal(c.mask(), sparsifier.masks[n]) for n, c in replaced.items())
+    assert all(torch.equal(c.mask(), sparsifier.masks[n].flatten(1)) for n, c in replaced.items())
     to_dense_(stored)
     assert same(masked, stored)
 
@@ -102,8 +104,14 @@ def test_tied_weights_are_left_alone():
     assert model[1].weight is model[0].weight
     tied = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
     tied[1].weight = tied[0].weight
-    with pytest.raises(ValueError, match=r"no nn.Linear layer that could hold"):
+    with pytest.raises(ValueError, match=r"no nn.Linear layer and no nn.Conv2d that could hold"):
         to_sparse_(tied)
+
+
+def test_convolutions_without_a_sparse_form_are_left_alone():
+    kinds = [{"groups": 2}, {"dilation": 2}, {"padding_mode": "reflect", "padding": 1}]
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, **kind) for kind in kinds), nn.Conv2d(4, 4, 1))
+    assert set(to_sparse_(model)) == {"3.weight"}
 
 
 def test_subclasses_of_linear_are_left_alone():
@@ -116,8 +124,8 @@ def test_subclasses_of_linear_are_left_alone():
     ("masks", "message"),
     [
         (
-            {"0.weight": torch.ones(3, 2, 3, 3, dtype=torch.bool)},
-            r"masks are given for 0.weight; .* 4.weight, 7.weight",
+            {"1.weight": torch.ones(3, dtype=torch.bool)},
+            r"masks are given for 1.weight; .* 0.weight, 4.weight, 7.weight",
         ),
         ({"4.weight": torch.ones(48, 12, dtype=torch.bool)}, r"4.weight must be boolean of shape \[12, 48\]"),
         ({"4.weight": torch.ones(12, 48)}, r"4.weight must be boolean .* got float32 \[12, 48\]"),

@@ -23,7 +23,9 @@ SPARSE_GRADIENTS_ONLY = {"SparseAdam"}  # takes gradients in torch.sparse form, 
 
 
 def network(dtype=torch.float32, seed=0):
-    model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
+    model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 4)).to(
+        dtype
+    )
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -222,4 +224,6 @@ def test_a_gradient_of_a_gradient():
     (expected,) = torch.autograd.grad(dense(again).tanh().square().sum(), again, create_graph=True)
     expected.square().sum().backward()
     positions = layer.topology.positions()
-    torch.testing.assert_close(layer.weight_values.grad, dense.weight.grad.flatten()[positions], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        layer.weight_values.grad, dense.weight.grad.flatten()[positions], rtol=1e-4, atol=1e-5
+    )

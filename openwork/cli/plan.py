@@ -106,9 +106,13 @@ def _memory(network: nn.Module, method: Method, shape: tuple[int, ...], batch: i
     from openwork.memory import training_memory
 
     if not shape:
-        first = next((m for m in network.modules() if next(m.parameters(recurse=False), None) is not None), None)
+        first = next(
+            (m for m in network.modules() if next(m.parameters(recurse=False), None) is not None), None
+        )
         if not isinstance(first, torch.nn.Linear):
-            raise ValueError("the shape of an example cannot be told from the model: give it, as in --input 3 32 32")
+            raise ValueError(
+                "the shape of an example cannot be told from the model: give it, as in --input 3 32 32"
+            )
         shape = (first.in_features,)
     return training_memory(network, method, torch.zeros(1, *shape), batch=batch, optimizer=optimizer)
 

@@ -12,12 +12,12 @@ loses nothing.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from openwork.compare.contest import Trained
 from openwork.files import save
+from openwork.files.container import replacing
 
 POINTS = 20
 """Losses recorded of each run; each is the mean over an equal part of its steps."""
@@ -65,12 +65,9 @@ class Record:
 
     def _write(self, name: str, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{name}.{os.getpid()}.part"
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = text.encode()
+        with replacing(self.folder / name, len(content)) as partial:
+            partial.write_bytes(content)
 
 
 def curve(trained: Trained, points: int = POINTS) -> list[tuple[int, float]]:

@@ -95,9 +95,8 @@ def _read(size: int, threads: int) -> float:
 def _rate(call: Callable[[int], None]) -> float:
     """The most steps a second that ``call(steps)`` makes."""
     steps = 1
-    while _seconds(call, steps) < SECONDS / 4:
+    while min(_seconds(call, steps) for _ in range(3)) < SECONDS / 2:  # the first has to wake the threads
         steps *= 2
-    steps *= 4
     return max(steps / _seconds(call, steps) for _ in range(SAMPLES))
 
 

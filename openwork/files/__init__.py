@@ -5,12 +5,24 @@
   it is believed.
 - :mod:`openwork.files.names`: a model seen under its plain names, whatever stores its weights.
 - :mod:`openwork.files.writing`, :mod:`openwork.files.reading`: :func:`save` and :func:`load`.
+- :mod:`openwork.files.checkpoint`: a training run, to be continued.
 - :mod:`openwork.files.report`: :func:`inspect`.
 """
 
+from openwork.files.checkpoint import load_checkpoint, save_checkpoint
 from openwork.files.header import FileError
 from openwork.files.reading import load, load_masks
 from openwork.files.report import Report, inspect
 from openwork.files.writing import export_dense, save
 
-__all__ = ["FileError", "Report", "export_dense", "inspect", "load", "load_masks", "save"]
+__all__ = [
+    "FileError",
+    "Report",
+    "export_dense",
+    "inspect",
+    "load",
+    "load_checkpoint",
+    "load_masks",
+    "save",
+    "save_checkpoint",
+]

@@ -73,6 +73,21 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: 
     Raises:
         FileError: it could not be written; whatever was at ``path`` is still there, whole.
     """
+    with replacing(path, sum(array.nbytes for array in arrays.values())) as temporary:
+        save_file(_separate(arrays), temporary, dict(metadata))
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], nbytes: int) -> Iterator[Path]:
+    """A temporary name to write to, beside ``path``: what is written moves to ``path`` once it is on disk.
+
+    Args:
+        path: of the file; a link is followed.
+        nbytes: how much there is to write, for the error.
+
+    Raises:
+        FileError: it could not be written; whatever was at ``path`` is still there, whole.
+    """
     path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileError(f"{path}: there is no folder {path.parent}; make it first")
@@ -80,13 +95,12 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: 
         raise FileError(f"{path}: this is a folder; add a file name, such as {path / 'model.safetensors'}")
     temporary = path.with_name(f".openwork-{secrets.token_hex(8)}.tmp")
     try:
-        save_file(_separate(arrays), temporary, dict(metadata))
+        yield temporary
         _flush(temporary)
         temporary.replace(path)
     except (SafetensorError, OSError) as error:
-        size = sum(array.nbytes for array in arrays.values())
         raise FileError(
-            f"{path}: could not write {size} bytes ({error}); is the folder writable, and has the disk room? "
+            f"{path}: could not write {nbytes} bytes ({error}); is the folder writable, and has the disk room? "
             "What was there before is untouched"
         ) from error
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.files.header import FileError, Header, nearest, weight_of
+from openwork.files.header import DTYPES, Entry, FileError, Header, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
 from openwork.layouts.conv import SparseConv2d, unsuited
 from openwork.layouts.layer import SparseLayer
@@ -17,7 +17,7 @@ from openwork.layouts.stored import Stored
 
 
 def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: bool, where: str) -> None:
-    """Load ``stored`` into ``model``; on any error the model has not changed.
+    """Load ``stored`` into a ``model`` that it fits, see :func:`check_fit`; on any error the model has not changed.
 
     Args:
         model: changed in place.
@@ -28,9 +28,6 @@ def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: 
     """
     stored = dict(stored) | {alias: stored[name] for alias, name in header.shared.items()}
     state = plain_state(model)
-    _check_names(model, state, stored, where)
-    for name, value in state.items():
-        _check_one(name, value, stored[name], where)
     for alias, name in shared_names(state).items():
         _check_shared(alias, name, stored, where)
     replaced = [] if dense else _replaceable(model, header, where)
@@ -50,7 +47,16 @@ def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: 
     model.load_state_dict(_state(plain_state(model), stored))
 
 
-def _check_names(model: nn.Module, state: Plain, stored: Mapping[str, Stored], where: str) -> None:
+def check_fit(model: nn.Module, header: Header, where: str) -> None:
+    """Prove that the names, shapes and dtypes in a file are the model's, before any array of it is read."""
+    stored = dict(header.tensors) | {alias: header.tensors[name] for alias, name in header.shared.items()}
+    state = plain_state(model)
+    _check_names(model, state, stored, where)
+    for name, value in state.items():
+        _check_one(name, value, stored[name], where)
+
+
+def _check_names(model: nn.Module, state: Plain, stored: Mapping[str, Entry], where: str) -> None:
     missing = [name for name in state if name not in stored]
     unexpected = [name for name in stored if name not in state]
     if missing or unexpected:
@@ -66,14 +72,14 @@ def _check_names(model: nn.Module, state: Plain, stored: Mapping[str, Stored], w
             )
 
 
-def _check_one(name: str, value: Tensor | SparseLayer[Any], stored: Stored, where: str) -> None:
+def _check_one(name: str, value: Tensor | SparseLayer[Any], stored: Entry, where: str) -> None:
     sparse = isinstance(value, SparseLayer)
     shape = value.weight_shape if isinstance(value, SparseLayer) else tuple(value.shape)
     dtype = value.weight_values.dtype if isinstance(value, SparseLayer) else value.dtype
     if stored.shape != shape:
         raise FileError(f"{where}: {name} is {list(stored.shape)} in the file and {list(shape)} in the model")
-    if stored.dtype != dtype:
-        both = f"{stored.dtype} in the file and {dtype} in the model"
+    if DTYPES[stored.dtype] != dtype:
+        both = f"{DTYPES[stored.dtype]} in the file and {dtype} in the model"
         raise FileError(f"{where}: {name} is {both}; convert the model with .to() before loading")
     if sparse and stored.kept is None:
         raise FileError(

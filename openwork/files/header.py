@@ -153,9 +153,10 @@ def _entry(name: str, raw: msgspec.Raw, where: str) -> Entry:
     except (msgspec.MsgspecError, RecursionError) as error:
         raise FileError(f"{where}: {name} is not described as in format {FORMAT_VERSION}: {error}") from error
     shape, total = list(entry.shape), math.prod(entry.shape)
+    largest = math.prod(size or 1 for size in shape)  # a size of zero must not hide the others
     if entry.dtype not in DTYPES:
         raise FileError(f"{where}: {name} has an unknown dtype {entry.dtype!r}{nearest(entry.dtype, DTYPES)}")
-    if any(size < 0 for size in shape) or total >= 2**62:
+    if any(size < 0 for size in shape) or largest >= 2**62:
         raise FileError(f"{where}: {name} cannot have the shape {shape}")
     if entry.kept is None and entry.layout != "dense":
         raise FileError(f"{where}: {name} is stored as {entry.layout} without saying how many are kept")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import TypeVar, overload
 
 from torch import Tensor, nn
 
 from openwork.files.container import Container, opened
-from openwork.files.filling import fill
+from openwork.files.filling import check_fit, fill
 from openwork.files.header import DTYPES, Entry, FileError, Header, array_digest, nearest, read_header
 from openwork.layouts.stored import Stored, arrays
 
@@ -53,9 +54,11 @@ def load(
     with opened(path) as container:
         header = read_layout(container)
         if into is not None:
+            check_fit(into, header, container.where)
             fill(into, _read(container, header), header, dense, container.where)
             return into
-        _check_size(container, sum(map(dense_bytes, header.tensors.values())), limit_bytes)
+        sizes = {n: _unfolded_bytes(e, DTYPES[e.dtype].itemsize) for n, e in header.tensors.items()}
+        _check_size(container, sizes, limit_bytes)
         tensors = {name: tensor.dense() for name, tensor in _read(container, header).items()}
         return tensors | {alias: tensors[name] for alias, name in header.shared.items()}
 
@@ -68,18 +71,19 @@ def load_masks(path: Path, *, limit_bytes: int | None = None) -> dict[str, Tenso
     """
     with opened(path) as container:
         header = read_layout(container)
-        _check_size(container, sum(math.prod(entry.shape) for entry in header.tensors.values()), limit_bytes)
+        _check_size(container, {n: _unfolded_bytes(e, 1) for n, e in header.tensors.items()}, limit_bytes)
         stored = _read(container, header)
         masks = {name: t.topology.mask().view(t.shape) for name, t in stored.items() if t.kept is not None}
         return masks | {alias: masks[name] for alias, name in header.shared.items() if name in masks}
 
 
-def _check_size(container: Container, nbytes: int, limit: int | None) -> None:
+def _check_size(container: Container, sizes: Mapping[str, int], limit: int | None) -> None:
+    nbytes = sum(sizes.values())
     limit = max(GIB, 1024 * container.nbytes) if limit is None else limit
     if nbytes > limit:
         raise FileError(
             f"{container.where}: {container.nbytes} bytes that unfold to {nbytes} of dense tensors, above "
-            f"the limit of {limit}; load it into a model, or pass limit_bytes= if you trust the file"
+            f"the limit of {limit}, most of them of {max(sizes, key=sizes.__getitem__)}; load it into a model, or pass limit_bytes= if you trust the file"
         )
 
 
@@ -124,6 +128,11 @@ def _read_one(container: Container, header: Header, name: str, entry: Entry) -> 
         except ValueError as error:
             raise FileError(f"{container.where}: {error}") from error
     return stored
+
+
+def _unfolded_bytes(entry: Entry, itemsize: int) -> int:
+    """Bytes of a tensor in dense form, or of the row pointers of its topology, which empty rows have too."""
+    return max(math.prod(entry.shape) * itemsize, 0 if entry.kept is None else 4 * (entry.shape[0] + 1))
 
 
 def dense_bytes(entry: Entry) -> int:

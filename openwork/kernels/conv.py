@@ -144,7 +144,7 @@ def sparse_conv(
     # Smooth activations need their argument again in backward: it is kept, not recomputed.
     fused = "none" if training and activation not in ("none", "relu") else activation
     y: Tensor = torch.ops.openwork.sparse_conv(
-        x, values, bias, prepared.walk, transposed, _numbers(prepared.convolution), fused
+        x, values, bias, prepared.walk, transposed, numbers_of(prepared.convolution), fused
     )
     return y if fused == activation else reference.activate(y, activation)
 
@@ -165,7 +165,7 @@ def conv_weight_gradient(x: Tensor, dy: Tensor, prepared: PreparedConv) -> Tenso
         return reference.conv_weight_gradient(x, dy, prepared.positions, convolution)
     transposed = prepared.transposed if torch.is_grad_enabled() and x.requires_grad else []
     gradient: Tensor = torch.ops.openwork.conv_weight_gradient(
-        x, dy, prepared.walk, transposed, _numbers(convolution)
+        x, dy, prepared.walk, transposed, numbers_of(convolution)
     )
     return gradient
 
@@ -198,11 +198,13 @@ _input_gradient = torch.ops.openwork.conv_input_gradient
 _weight_gradient = torch.ops.openwork.conv_weight_gradient
 
 
-def _numbers(c: Convolution) -> list[int]:
+def numbers_of(c: Convolution) -> list[int]:
+    """The convolution as the operators take it."""
     return [c.outputs, c.inputs, *c.kernel, *c.stride, *c.padding]
 
 
-def _convolution(numbers: list[int]) -> Convolution:
+def convolution_of(numbers: list[int]) -> Convolution:
+    """The inverse of `numbers_of`."""
     outputs, inputs, *pairs = numbers
     return Convolution(outputs, inputs, (pairs[0], pairs[1]), (pairs[2], pairs[3]), (pairs[4], pairs[5]))
 
@@ -216,7 +218,7 @@ def _sparse_conv(
     numbers: list[int],
     activation: str,
 ) -> Tensor:
-    convolution = _convolution(numbers)
+    convolution = convolution_of(numbers)
     size = (x.shape[2], x.shape[3])
     rows, columns = convolution.size(*size)
     laid = geometry(convolution, size, grouped=group(convolution, size, x.shape[0]))
@@ -234,7 +236,7 @@ def _conv_input_gradient(
     rows: int,
     columns: int,
 ) -> Tensor:
-    convolution = _convolution(numbers)
+    convolution = convolution_of(numbers)
     size = (rows, columns)
     laid = geometry(convolution, size, grouped=group(convolution, size, dy.shape[0]), backwards=True)
     return multiply(dy, laid, transposed, (convolution.inputs, rows, columns), values=values)
@@ -270,7 +272,7 @@ def multiply(
 def _conv_weight_gradient(
     x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor], numbers: list[int]
 ) -> Tensor:
-    convolution, size = _convolution(numbers), (x.shape[2], x.shape[3])
+    convolution, size = convolution_of(numbers), (x.shape[2], x.shape[3])
     laid = geometry(convolution, size, grouped=group(convolution, size, x.shape[0]))
     col, runs, buckets, parts = walk
     x, dy = x.contiguous(), dy.contiguous()
@@ -374,7 +376,7 @@ def _forward_fake(
     numbers: list[int],
     activation: str,
 ) -> Tensor:
-    rows, columns = _convolution(numbers).size(x.shape[2], x.shape[3])
+    rows, columns = convolution_of(numbers).size(x.shape[2], x.shape[3])
     return x.new_empty(x.shape[0], numbers[0], rows, columns)
 
 

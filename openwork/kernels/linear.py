@@ -85,7 +85,7 @@ def differentiable(
             x, values, bias, prepared.walk, transposed, prepared.shape[0], fused
         )
     elif training:
-        y = _Eager.apply(x, values, bias, prepared, fused)
+        y = _Eager.apply(x, values, bias, prepared, fused)  # type: ignore[no-untyped-call]
     else:
         y = run_linear(x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=fused)
     return y if fused == activation else reference.activate(y, activation)
@@ -124,10 +124,7 @@ def is_native(*tensors: Tensor | None) -> bool:
     """Whether the native kernels compute with these tensors: float32 on the CPU."""
     if not native.enabled():
         return False
-    for tensor in tensors:
-        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
-            return False
-    return True
+    return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in tensors)
 
 
 def is_traced(*tensors: Tensor | None) -> bool:
@@ -136,17 +133,13 @@ def is_traced(*tensors: Tensor | None) -> bool:
     the dispatcher's way to an operator written in Python takes ten microseconds and more, which is longer than
     many a sparse layer.
     """
-    if (
+    return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
-    ):
-        return True
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN:
-            return True
-    return False
+        or torch._C._is_tracing()
+        or any(type(tensor) not in _PLAIN for tensor in tensors)
+    )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
@@ -261,9 +254,7 @@ class _Eager(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, prepared: Prepared, activation: str
     ) -> Tensor:
-        y = run_linear(
-            x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=activation
-        )
+        y = run_linear(x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=activation)
         ctx.save_for_backward(x, values, y if activation == "relu" else None)
         ctx.prepared = prepared
         return y

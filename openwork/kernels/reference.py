@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from openwork.kernels.index import TILE_WIDTH
 from openwork.kernels.planes import Convolution
@@ -90,5 +91,5 @@ def sparse_conv(
 def conv_weight_gradient(x: Tensor, dy: Tensor, positions: Tensor, convolution: Convolution) -> Tensor:
     """The gradient of the weight at flat `positions`."""
     shape = (convolution.outputs, convolution.inputs, *convolution.kernel)
-    gradient = torch.nn.grad.conv2d_weight(x, shape, dy, convolution.stride, convolution.padding)
+    gradient: Tensor = conv2d_weight(x, shape, dy, convolution.stride, convolution.padding)
     return gradient.flatten()[positions]

@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from openwork.kernels.conv import (
-    Convolution,
-    PreparedConv,
-    conv_weight_gradient,
-    prepare_conv,
-    sparse_conv,
-)
+from openwork.kernels.conv import Convolution, PreparedConv, conv_weight_gradient, prepare_conv, sparse_conv
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.layer import SparseLayer, check_held, topology_of
 
@@ -66,11 +60,9 @@ class SparseConv2d(SparseLayer[PreparedConv], nn.Conv2d):  # type: ignore[misc] 
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        # The dense layer makes its attributes where nothing is allocated, and gives up its weight.
-        nn.Conv2d.__init__(
-            self, in_channels, out_channels, kernel_size, stride, padding, bias=False, device="meta"
-        )
-        del self._parameters["weight"], self._parameters["bias"]
+        nn.Module.__init__(self)  # not nn.Conv2d's, which would allocate the dense weight
+        plain = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False, device="meta")
+        vars(self).update({name: value for name, value in vars(plain).items() if name not in vars(self)})
         self.convolution = convolution_of(self)
         self._hold(topology, sparsity, kept, bias, generator, device, dtype)
 

@@ -318,12 +318,15 @@ class SparseLayer(nn.Module, Generic[P]):
         )
 
     @torch.no_grad()
-    def _make_room(self, stored: Mapping[str, Tensor], prefix: str) -> None:
+    def _make_room(self, stored: Mapping[str, Any], prefix: str) -> None:
         if len(stored) < len(STORED):
             lacking = ", ".join(f"{prefix}{name}" for name in STORED if name not in stored)
             raise ValueError(
                 f"{prefix}weight: kept weights and their places are loaded together; {lacking} is missing"
             )
+        for name, tensor in stored.items():
+            if not isinstance(tensor, Tensor) or tensor.is_meta:
+                raise ValueError(f"{prefix}{name}: needs a tensor with contents, not {_found(tensor)}")
         values, crow, col = (stored[name] for name in STORED)
         topology = CSR(self.matrix_shape, crow, col).validate(f"{prefix}weight")
         if values.shape != col.shape:
@@ -333,6 +336,10 @@ class SparseLayer(nn.Module, Generic[P]):
             )
         device = self.weight_values.device
         self._replace(topology.to(device), self.weight_values.new_empty(topology.kept))
+
+
+def _found(thing: object) -> str:
+    return "one on the meta device" if isinstance(thing, Tensor) else type(thing).__name__
 
 
 def check_held(topology: CSR, values: Tensor, bias: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openwork.allocation import Allocation
 from openwork.initialization import Init
-from openwork.latent import latent
+from openwork.latent import LatentConnections
 from openwork.method import method
 from openwork.plan import Row
 from openwork.positions import where
@@ -55,9 +55,15 @@ class DNW(Training):
         return step % self.every == 0
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        chosen = [
-            (c, latent(c).strongest_latent(row.kept))
-            for row, c in zip(sparsifier.plan.sparse, sparsifier.connections.values(), strict=True)
-        ]
+        chosen = [(c, c.strongest_latent(row.kept)) for row, c in self.latents(sparsifier)]
         for c, positions in chosen:
             c.replace(positions)
+
+    def latents(self, sparsifier: Sparsifier) -> list[tuple[Row, LatentConnections]]:
+        """Every parameter of the plan with its connections."""
+        found = []
+        for row in sparsifier.plan.sparse:
+            c = sparsifier.connections[row.name]
+            assert isinstance(c, LatentConnections)
+            found.append((row, c))
+        return found

@@ -71,9 +71,7 @@ class GMP(Training):
         first, last = self._window
         progress = min((step - first) / (last - first), 1.0) if last > first else 1.0
         return strongest(
-            sparsifier.plan,
-            sparsifier.connections,
-            lambda size, final: kept_at(self, progress, size, final),
+            sparsifier.plan, sparsifier.connections, lambda size, final: kept_at(self, progress, size, final)
         )
 
     @property

@@ -54,8 +54,8 @@ class Sampled(Growth):
         if not bool(scores.isfinite().all()):
             raise FloatingPointError("the gradients that growth ranks hold NaN or infinity")
         # Sorting in a stable way prefers the first among equals, as everywhere.
-        best = scores.sort(descending=True, stable=True).indices[:k]
-        return candidates[best].sort().values
+        best = scores.sort(descending=True, stable=True).indices[:k].sort().values
+        return candidates[best]
 
     def _drawn(self, site: Site, draws: int, generator: torch.Generator) -> Tensor:
         """Sorted candidates: pairs of an output and an input that are drawn independently, repeats removed."""
@@ -63,7 +63,9 @@ class Sampled(Growth):
         seed = int(torch.randint(2**62, (1,), generator=generator))
         for_input, for_output = self._weights(site, outputs, inputs, torch.Generator().manual_seed(seed))
         rows = _draw(for_output, draws, generator)
-        return (rows * inputs + _draw(for_input, draws, generator)).unique().to(site.device)
+        places = rows * inputs + _draw(for_input, draws, generator)
+        distinct: Tensor = places.sort().values.unique_consecutive()
+        return distinct.to(site.device)
 
     def _weights(
         self, site: Site, outputs: int, inputs: int, signs: torch.Generator
@@ -75,7 +77,9 @@ class Sampled(Growth):
                 for total, features in ((of_inputs, x), (of_outputs, dy)):
                     summed = features.abs().sum(0) if self.guide == "grabo" else (features * sign).sum(0)
                     total += summed.to(total)
-        return averaged(of_inputs.to(site.device)).abs().cpu(), averaged(of_outputs.to(site.device)).abs().cpu()
+        return averaged(of_inputs.to(site.device)).abs().cpu(), averaged(
+            of_outputs.to(site.device)
+        ).abs().cpu()
 
 
 def _draw(weights: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,8 @@ from openwork.train.set import SET
 
 
 @method(
-    paper="Lasby et al., Dynamic Sparse Training with Structured Sparsity, ICLR 2024, arXiv 2305.02299", kind="train"
+    paper="Lasby et al., Dynamic Sparse Training with Structured Sparsity, ICLR 2024, arXiv 2305.02299",
+    kind="train",
 )
 @dataclass(frozen=True, kw_only=True)
 class SRigL(RigL):
@@ -60,9 +61,13 @@ class SRigL(RigL):
         if pattern(self.pattern) not in (FanIn(), FanIn(idle=True)):
             raise ValueError(f"srigl keeps a constant fan-in; for pattern {self.pattern!r} use RigL")
         if self.ablate is not None and self.ablate < 0:
-            raise ValueError(f"ablate is a part of the fan-in, a number of places, or None; got {self.ablate}")
+            raise ValueError(
+                f"ablate is a part of the fan-in, a number of places, or None; got {self.ablate}"
+            )
         if not isinstance(growth(self.grow), Scored):
-            raise ValueError(f"srigl asks how useful places are, and growth {self.grow!r} has no scores: use 'gradient'")
+            raise ValueError(
+                f"srigl asks how useful places are, and growth {self.grow!r} has no scores: use 'gradient'"
+            )
 
     def limits(self) -> Iterable[tuple[Method, Method]]:
         yield from SET.limits(self)
@@ -109,7 +114,9 @@ def _useful(c: Connections, rule: Scored, strength: Tensor, kept: int, dropped: 
     strong = c.atoms()[where((strength >= floor) & (strength > 0))]
     anywhere = Unstructured().grid((c.grid.atoms,))
     steep = best_free(rule.tiles(c), strong[:0], torch.tensor([dropped]), anywhere)
-    return torch.bincount(merged(strong, steep).unique_consecutive() // c.grid.competitors, minlength=c.grid.rows)
+    return torch.bincount(
+        merged(strong, steep).unique_consecutive() // c.grid.competitors, minlength=c.grid.rows
+    )
 
 
 def _at_most(chosen: Tensor, strength: Tensor, unit: Tensor, most: int) -> Tensor:

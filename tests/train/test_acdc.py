@@ -14,7 +14,12 @@ METHOD = ACDC(sparsity=0.8, steps=40)
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"allocation": "uniform", "steps": 20}, {"pattern": "1:3", "steps": 20}, {"pattern": "block 3x1", "steps": 20}],
+    [
+        {},
+        {"allocation": "uniform", "steps": 20},
+        {"pattern": "1:3", "steps": 20},
+        {"pattern": "block 3x1", "steps": 20},
+    ],
 )
 def test_conformance(options):
     check_method(ACDC, **options)
@@ -92,7 +97,9 @@ def test_there_is_no_dense_model_before_the_end():
 
 
 def test_without_sparsity_it_is_plain_training():
-    assert Run(ACDC(sparsity=0.0, steps=40)).step(40).losses == Run(GMP(sparsity=0.0, steps=40)).step(40).losses
+    assert (
+        Run(ACDC(sparsity=0.0, steps=40)).step(40).losses == Run(GMP(sparsity=0.0, steps=40)).step(40).losses
+    )
 
 
 def test_one_phase_is_one_shot_pruning_and_fine_tuning():

@@ -12,7 +12,9 @@ from tests.train.runs import Run, net
 METHOD = ISSP(sparsity=0.75, steps=20)
 
 
-@pytest.mark.parametrize("options", [{}, {"pattern": "1:3"}, {"pattern": "block 3x1"}, {"allocation": "global"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pattern": "1:3"}, {"pattern": "block 3x1"}, {"allocation": "global"}]
+)
 def test_conformance(options):
     check_method(ISSP, **options)
 

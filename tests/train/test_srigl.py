@@ -54,9 +54,16 @@ def expected_mask(weight, mask, gradient, alpha, budget, ablate):
 
 
 @settings(max_examples=15)
-@given(st.integers(0, 10**6), st.sampled_from([0.5, 0.7, 0.85]), st.sampled_from([None, 0.3, 0.95]), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.5, 0.7, 0.85]),
+    st.sampled_from([None, 0.3, 0.95]),
+    st.booleans(),
+)
 def test_the_update_is_the_papers(seed, sparsity, ablate, stored):
-    method = SRigL(sparsity=sparsity, steps=8, every=2, drop=0.4, ablate=ablate, until=1.0, allocation="uniform")
+    method = SRigL(
+        sparsity=sparsity, steps=8, every=2, drop=0.4, ablate=ablate, until=1.0, allocation="uniform"
+    )
     model = net(seed)
     if stored:
         to_sparse_(model, method)
@@ -66,13 +73,18 @@ def test_the_update_is_the_papers(seed, sparsity, ablate, stored):
     g = torch.Generator().manual_seed(seed)
     for step in range(1, 8):
         x, t = torch.randn(6, SIZES[0], generator=g).double(), torch.randn(6, SIZES[2], generator=g).double()
-        before = {name: (c.weight.module.weight.detach().clone(), c.mask) for name, c in sparsifier.connections.items()}
+        before = {
+            name: (c.weight.module.weight.detach().clone(), c.mask)
+            for name, c in sparsifier.connections.items()
+        }
         opt.zero_grad()
         loss = (model(x) - t).square().mean()
         loss.backward()
         # dense gradients, computed apart from the library
         w0, w2 = (before[n][0].requires_grad_() for n in ("0.weight", "2.weight"))
-        again = nn.functional.linear(torch.tanh(nn.functional.linear(x, w0, model[0].bias)), w2, model[2].bias)
+        again = nn.functional.linear(
+            torch.tanh(nn.functional.linear(x, w0, model[0].bias)), w2, model[2].bias
+        )
         gradients = dict(zip(before, torch.autograd.grad((again - t).square().mean(), (w0, w2)), strict=True))
         opt.step()
         for name, c in sparsifier.connections.items():

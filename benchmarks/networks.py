@@ -1,0 +1,230 @@
+"""Whole networks through `pack_`, and the same network dense beside it: is the whole faster, not only a layer?
+
+Three contenders take turns, medians and quartiles are shown: the network as PyTorch runs it with its zeros, the same network
+unpruned and packed (`best dense`: every layer on the fastest dense kernel at hand, activations fused), and pruned and packed.
+Weights are random and so are the masks: speed does not ask what a network has learned. Each instruction set level runs in a
+process of its own; for the lower ones torch is limited too, by ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA (MKL is not: it
+follows neither).
+
+    python benchmarks/networks.py [--levels native avx2 portable] [--seconds 0.5] [--only mlp] [--json]
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import openwork as ow
+from openwork.compare.machine import machine
+from openwork.tasks.gpt import gpt_small
+from openwork.tasks.mlp import mlp
+from openwork.tasks.resnet import resnet20
+from openwork.timing import latencies
+
+HERE = Path(__file__).parent
+SPARSITY = 0.9
+PATTERNS = ("unstructured", "block 4x1")
+LEVELS = {
+    "native": {},
+    "avx2": {"OPENWORK_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "portable": {"OPENWORK_ISA": "portable", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and what it is called with."""
+
+    network: str
+    what: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], torch.Tensor]
+
+
+def tokens(batch: int, length: int) -> Callable[[torch.Generator], torch.Tensor]:
+    return lambda generator: torch.randint(65, (batch, length), generator=generator)
+
+
+def reals(*shape: int) -> Callable[[torch.Generator], torch.Tensor]:
+    return lambda generator: torch.randn(shape, generator=generator)
+
+
+CASES = [
+    *(
+        Case("mlp 784-1000-1000-10", f"batch {batch}", lambda: mlp((784, 1000, 1000, 10)), reals(batch, 784))
+        for batch in (1, 64)
+    ),
+    *(Case("gpt_small", f"prefill 128, batch {batch}", gpt_small, tokens(batch, 128)) for batch in (1, 64)),
+    *(Case("gpt_small", f"one token, batch {batch}", gpt_small, tokens(batch, 1)) for batch in (1, 64)),
+    *(Case("resnet20", f"batch {batch}", resnet20, reals(batch, 3, 32, 32)) for batch in (1, 64)),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Milliseconds: medians, and quartiles of each contender."""
+
+    network: str
+    case: str
+    pattern: str
+    sparsity: float  # of the prunable weights
+    torch_ms: float
+    dense_ms: float
+    packed_ms: float
+    quartiles_ms: dict[str, tuple[float, float]]
+    layouts: dict[str, int]  # layout -> layers
+    calm: bool
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than the faster of the dense contenders."""
+        return min(self.torch_ms, self.dense_ms) / self.packed_ms
+
+
+def sparsify(model: nn.Module, pattern: str) -> float:
+    """Set nine of ten weights to zero, in place, but not those of the first convolution and of the last layer.
+
+    A pattern that a layer's shape does not allow is replaced by an unstructured mask.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    kept = total = 0
+    generator = torch.Generator().manual_seed(0)
+    for i, layer in enumerate(layers):
+        weight = layer.weight.data
+        rows = weight.flatten(1)
+        if i == len(layers) - 1 or (i == 0 and isinstance(layer, nn.Conv2d)):
+            continue
+        scores = torch.rand(rows.shape, generator=generator)
+        count = round((1 - SPARSITY) * rows.numel())
+        mask = ow.pattern(pattern).choose(scores, count // 4 * 4)
+        weight *= mask.view_as(weight)
+        kept, total = kept + int(mask.sum()), total + mask.numel()
+    return 1 - kept / total
+
+
+@torch.no_grad()
+def measure(case: Case, pattern: str, seconds: float) -> Result:
+    dense = case.build().eval()
+    inputs = case.inputs(torch.Generator().manual_seed(1))
+    sparsity = sparsify(dense, pattern)
+    packed = copy.deepcopy(dense)
+    decisions = ow.pack_(packed, inputs, cache=False)
+    rival = case.build().eval()
+    ow.pack_(rival, inputs, cache=False)
+    expected = dense(inputs)
+    error = float((packed(inputs) - expected).abs().max() / expected.abs().max())
+    if not error < 1e-4:
+        raise SystemExit(f"{case.network}, {case.what}: wrong by {error:.1e}, nothing timed")
+    calls = {"torch": dense, "dense": rival, "packed": packed}
+    found = latencies(
+        {name: (lambda model=model: model(inputs)) for name, model in calls.items()}, seconds=seconds
+    )
+    chosen: dict[str, int] = {}
+    for row in decisions:
+        chosen[row.layout] = chosen.get(row.layout, 0) + 1
+    return Result(
+        case.network,
+        case.what,
+        pattern,
+        sparsity,
+        *(found[name].median * 1e3 for name in calls),
+        {name: (latency.low * 1e3, latency.high * 1e3) for name, latency in found.items()},
+        chosen,
+        all(latency.disturbed <= latency.samples for latency in found.values()),
+    )
+
+
+def results(seconds: float, only: str) -> Iterator[Result]:
+    for case in CASES:
+        if only not in case.network:
+            continue
+        if "resnet" in case.network and not packs_convolutions():
+            print("resnet20: pack_ has no convolutions yet, left out", file=sys.stderr)
+            continue
+        for pattern in PATTERNS:
+            yield measure(case, pattern, seconds)
+
+
+def packs_convolutions() -> bool:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    try:
+        ow.pack_(model, torch.zeros(1, 16, 8, 8), cache=False, seconds=0.01)
+    except ValueError:  # nothing to pack
+        return False
+    return True
+
+
+def at_level(level: str, seconds: float, only: str) -> dict[str, object]:
+    """The same in a process of its own, where everything is limited to a level."""
+    command = [sys.executable, __file__, "--here", "--seconds", str(seconds), "--only", only]
+    environment = {**os.environ, **LEVELS[level]}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return {"level": level, "environment": LEVELS[level], **json.loads(done.stdout)}
+
+
+def show(found: dict[str, object]) -> None:
+    print(f"\n{found['level']}: {found['isa']}, torch at {found['torch_capability']}")
+    for row in found["results"]:
+        low, high = row["quartiles_ms"]["packed"]
+        calm = "" if row["calm"] else " (disturbed)"
+        print(
+            f"{row['network']:21}{row['case']:22}{row['pattern']:14}torch {row['torch_ms']:8.3f}"
+            f"  best dense {row['dense_ms']:8.3f}  packed {row['packed_ms']:8.3f} [{low:.3f} ... {high:.3f}] ms"
+            f"  {row['ratio']:5.2f}x{calm}  {row['layouts']}"
+        )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--levels", nargs="+", choices=LEVELS, default=["native", "avx2", "portable"])
+    options.add_argument("--seconds", type=float, default=0.5, help="for each case")
+    options.add_argument("--only", default="", help="networks whose name contains this")
+    options.add_argument("--json", action="store_true")
+    options.add_argument("--here", action="store_true", help="only measure this process, and print JSON")
+    given = options.parse_args()
+    if given.here:
+        rows = [{**asdict(row), "ratio": row.ratio} for row in results(given.seconds, given.only)]
+        capability = torch.backends.cpu.get_cpu_capability()
+        print(
+            json.dumps(
+                {
+                    "isa": machine().isa,
+                    "torch_capability": capability,
+                    "machine": asdict(machine()),
+                    "results": rows,
+                }
+            )
+        )
+        return
+    levels = [at_level(level, given.seconds, given.only) for level in given.levels]
+    date = datetime.now(UTC).date().isoformat()
+    result = {
+        "claim": "whole packed networks are faster than dense ones",
+        "date": date,
+        "sparsity": SPARSITY,
+        "levels": levels,
+    }
+    path = HERE / "results" / f"{date}-networks.json"
+    path.write_text(json.dumps(result, indent=1))
+    if given.json:
+        json.dump(result, sys.stdout, indent=1)
+        return
+    print(machine())
+    for found in levels:
+        show(found)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What a convolution layout is: one way to hold the weight of a convolution for inference, with its kernel.
+
+As :mod:`openwork.layouts.layout` for linear layers: :func:`openwork.pack_` builds every layout that suits a convolution, times
+them, and keeps the fastest. The dense ones are what every sparse layout has to beat: PyTorch's own, oneDNN with the weight
+reordered once, and both with channels last.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from openwork.kernels import native
+from openwork.kernels.conv import Convolution, prepare_conv
+from openwork.kernels.frozen_conv import FrozenConv, freeze_conv, frozen_conv
+from openwork.layouts.csr import CSR
+from openwork.layouts.dense import activated
+
+Size = tuple[int, int, int]
+"""Images in a call, and their rows and columns."""
+
+
+class ConvLayout(ABC):
+    """A frozen weight ``[out, in, rows, columns]`` and its kernel.
+
+    Attributes:
+        name: what tables call it.
+        dense: whether it holds zeros too.
+    """
+
+    name: ClassVar[str]
+    dense: ClassVar[bool] = True
+
+    @classmethod
+    @abstractmethod
+    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+        """Why this layout cannot serve such images; None where it can."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> Self:
+        """Hold ``values [kept]`` at the connections of ``topology``, for about as many images as ``size`` says."""
+
+    @abstractmethod
+    def conv(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """``activation(conv(x, W) + bias)`` for ``x [images, in, rows, columns]``, without gradients."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+
+
+class TorchConv(ConvLayout):
+    """PyTorch's ``conv2d``."""
+
+    name: ClassVar[str] = "dense"
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+
+    def __init__(self, convolution: Convolution, weight: Tensor) -> None:
+        self.convolution, self.weight = convolution, weight
+
+    @classmethod
+    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+        return None
+
+    @classmethod
+    def build(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> Self:
+        weight = topology.dense(values).unflatten(1, (convolution.inputs, *convolution.kernel))
+        return cls(convolution, weight.contiguous(memory_format=cls.memory_format))
+
+    def conv(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        c = self.convolution
+        x = x.contiguous(memory_format=self.memory_format)
+        return activated(nn.functional.conv2d(x, self.weight, bias, c.stride, c.padding), activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.numel() * self.weight.element_size()
+
+
+class ChannelsLastConv(TorchConv):
+    """The same with the channels of a pixel side by side."""
+
+    name: ClassVar[str] = "dense channels last"
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+
+
+class OneDNNConv(ConvLayout):
+    """oneDNN with the weight reordered once for a size of images, reached through the ``mkldnn`` operators of torch."""
+
+    name: ClassVar[str] = "dense onednn"
+    memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
+
+    def __init__(self, convolution: Convolution, weight: Tensor, size: int) -> None:
+        self.convolution, self.weight, self.size = convolution, weight, size
+
+    @classmethod
+    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+        if not (
+            torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+        ):
+            return "this build of torch has no oneDNN"
+        if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.bfloat16):
+            return f"it computes float32 and bfloat16 on the CPU, not {values.dtype} on {values.device.type}"
+        return "it wants at least one image" if size[0] < 1 else None
+
+    @classmethod
+    def build(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> Self:
+        c = convolution
+        weight = topology.dense(values).unflatten(1, (c.inputs, *c.kernel)).contiguous()
+        reordered = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, list(c.padding), list(c.stride), [1, 1], 1, [size[0], c.inputs, *size[1:]]
+        )
+        return cls(c, reordered, weight.numel() * weight.element_size())
+
+    def conv(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        c, fused = self.convolution, activation == "relu"
+        x = x.contiguous(memory_format=self.memory_format)
+        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x,
+            self.weight,
+            bias,
+            list(c.padding),
+            list(c.stride),
+            [1, 1],
+            1,
+            "relu" if fused else "none",
+            [],
+            "",
+        )
+        return y if fused else activated(y, activation)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size
+
+
+class ChannelsLastOneDNNConv(OneDNNConv):
+    """The same with the channels of a pixel side by side."""
+
+    name: ClassVar[str] = "dense onednn channels last"
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+
+
+class PixelsConv(ConvLayout):
+    """Kept weights only; 16 neighbouring pixels of an image are computed side by side. For any number of images."""
+
+    name: ClassVar[str] = "csr pixels"
+    dense: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
+
+    def __init__(self, frozen: FrozenConv) -> None:
+        self.frozen = frozen
+
+    @classmethod
+    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+        if values.dtype != torch.float32 or values.device.type != "cpu":
+            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        return None if native.enabled() else "the native kernels are turned off"
+
+    @classmethod
+    def build(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> Self:
+        prepared = prepare_conv(topology.crow.clone(), topology.col.clone(), convolution, "weight")
+        return cls(freeze_conv(values, prepared, grouped=cls.grouped))
+
+    def conv(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        return frozen_conv(x, self.frozen, bias, activation)
+
+    @property
+    def nbytes(self) -> int:
+        frozen = self.frozen
+        tensors = [frozen.values, *frozen.words.values(), *frozen.prepared.walk]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class ImagesConv(PixelsConv):
+    """Kept weights only; 16 images are computed side by side. For batches."""
+
+    name: ClassVar[str] = "csr images"
+    grouped: ClassVar[bool] = True
+
+    @classmethod
+    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+        if size[0] < 6:
+            return f"it computes 16 images at a time, and there are {size[0]}"
+        return super().unsuited(convolution, values, size)
+
+
+CONV_LAYOUTS: tuple[type[ConvLayout], ...] = (
+    TorchConv,
+    ChannelsLastConv,
+    OneDNNConv,
+    ChannelsLastOneDNNConv,
+    PixelsConv,
+    ImagesConv,
+)
+"""All layouts of convolutions, sparse and dense."""

@@ -1,0 +1,91 @@
+"""Packing linear layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from openwork.layouts.csr import CSR
+from openwork.layouts.dense import Dense, TorchDense
+from openwork.layouts.layout import Layout, layouts
+from openwork.layouts.linear import SparseLinear
+from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear, fixed_bias
+from openwork.pack.choice import Trial, density_step
+from openwork.timing import Latency
+
+
+class LinearTrial(Trial[Layout]):
+    """A weight ``[out, in]`` with ``batch`` rows of inputs."""
+
+    def __init__(self, topology: CSR, values: Tensor, batch: int) -> None:
+        self.topology, self.shape, self.batch, self.values = topology, topology.shape, batch, values
+        suited = [cls for cls in layouts() if cls.unsuited(topology, values, batch) is None]
+        self.suited = {cls.name: cls for cls in suited}
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(batch, topology.shape[1], generator=generator)
+        self.x = x.to(values.device, values.dtype)
+
+    def forms(self) -> dict[str, bool]:
+        return {name: issubclass(cls, Dense) for name, cls in self.suited.items()}
+
+    def key(self) -> str:
+        """Densities in steps; how rows share connections shows in the layouts that suit."""
+        parts = [
+            *self.shape,
+            density_step(self.topology),
+            self.batch,
+            str(self.values.dtype),
+            list(self.suited),
+        ]
+        return json.dumps(parts, separators=(",", ":"))
+
+    def hold(self, form: str) -> Layout:
+        return self.suited[form].build(self.topology, self.values, self.batch)
+
+    def call(self, form: str) -> Callable[[], object]:
+        x = self.x
+        if form == TorchDense.name:  # that is what a layer does that is not packed: without a dispatch
+            weight = self.topology.dense(self.values)
+            return lambda: nn.functional.linear(x, weight)
+        dispatch = Dispatch({self.batch: self.hold(form)}, self.shape[1])
+        return lambda: dispatch(x, None, "none")
+
+
+def contest(topology: CSR, values: Tensor, batch: int, seconds: float) -> dict[str, Latency]:
+    """Time every layout that suits a weight, dense ones included, on random inputs.
+
+    Args:
+        topology: the connections, ``[out, in]``.
+        values: ``[kept]``.
+        batch: samples in a call.
+        seconds: to spend on all of them together, about.
+
+    Returns:
+        Name of the layout -> its latency.
+    """
+    return LinearTrial(topology, values, batch).contest(seconds)
+
+
+def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
+    """What a layer keeps; of a dense one, whatever is not zero."""
+    if isinstance(layer, SparseLinear):
+        return layer.topology, layer.weight_values.detach()
+    weight = layer.weight.detach()
+    mask = weight != 0
+    return CSR.from_mask(mask), weight[mask]
+
+
+def packed_linear(layer: nn.Linear, chosen: dict[int, Layout], activation: str) -> nn.Module:
+    """The layer that takes the place of ``layer``; itself where nothing is faster."""
+    if any(not isinstance(held, Dense) for held in chosen.values()):
+        topology, values = connections_of(layer)
+        return PackedLinear.pack(topology, values, fixed_bias(layer), chosen, activation)
+    dense = {batch: held for batch, held in chosen.items() if isinstance(held, Dense)}
+    if isinstance(layer, SparseLinear):
+        return DenseLinear.pack(layer.to_linear(), dense, activation)
+    if all(isinstance(held, TorchDense) for held in dense.values()):
+        return layer
+    return DenseLinear.pack(layer, dense, activation)

@@ -1,0 +1,125 @@
+"""Hostile input of every kind is refused with a name, in bounded memory: files, layers, sparsifiers.
+
+``python benchmarks/fuzz_files.py`` tries as many files as you like; here are some hundreds.
+"""
+
+import copy
+import os
+import random
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from openwork import SET, SNFS, FileError, RigL, Sparsifier, SparseLinear, attach, load, load_masks, save, to_sparse_
+from openwork.sparsifier import Training
+
+FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz_files.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("files", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_no_file_is_believed(files: int) -> None:
+    done = subprocess.run(
+        [sys.executable, FUZZ, "--files", str(files), "--seed", str(files)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "refused" in done.stdout
+    assert "is what it says" in done.stdout
+
+
+@pytest.mark.parametrize("layout", ["dense", "bitmask"])
+@pytest.mark.parametrize("rows", [2**31 - 2, 2**40])
+def test_rows_without_columns_take_no_memory(tmp_path: Path, layout: str, rows: int) -> None:
+    """They need no byte in the file, and a pointer each in memory."""
+    fuzz = runpy.run_path(str(FUZZ))
+    save(nn.Linear(4, 0), tmp_path / "m")
+    arrays, header = fuzz["parts"](tmp_path / "m")
+    header["tensors"] = {"w": {"layout": layout, "shape": [rows, 0], "dtype": "float32", "kept": 0}}
+    none = torch.zeros(rows, 0)
+    arrays = {"w": none} if layout == "dense" else {"w_bitmask": none.byte(), "w_values": torch.zeros(0)}
+    fuzz["forge"](tmp_path / "m", arrays, header, hashes=True)
+    for read in (load, load_masks):
+        with pytest.raises(FileError, match="most of them of w"):
+            read(tmp_path / "m")
+    with pytest.raises(FileError, match=r"w is not in the model|weight is not in the file"):
+        load(tmp_path / "m", nn.Linear(2, 2))
+    header["tensors"]["w"]["shape"] = [2**61, 0, 2**61]
+    fuzz["forge"](tmp_path / "m", arrays, header, hashes=True)
+    with pytest.raises(FileError, match="w cannot have the shape"):
+        load(tmp_path / "m")
+
+
+def anything(chance: random.Random, like: object) -> object:
+    """Something else in place of a part of a state."""
+    strange = [None, -1, 10**30, 1.5, "x", [], {}, torch.zeros(2, 3), torch.tensor([-1]), torch.tensor([0, 0]),
+               torch.tensor([2**40]), torch.tensor(float("nan")), torch.zeros(0, dtype=torch.int64),
+               torch.empty(3, device="meta"), True]  # fmt: skip
+    if isinstance(like, torch.Tensor) and like.numel():
+        changed = like.clone()
+        changed.view(-1)[chance.randrange(like.numel())] = chance.choice([0, 1, 99, 200])
+        strange += [changed, like.flip(0), like[:-1], like.double(), torch.cat([like, like])] if like.dim() else [changed]
+    return chance.choice(strange)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_layer_takes_no_state_that_does_not_fit(seed: int) -> None:
+    chance = random.Random(seed)
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(100):
+        layer = SparseLinear(12, 9, kept=30, generator=g)
+        sound = copy.deepcopy(SparseLinear(12, 9, kept=25, generator=g).state_dict())
+        name = chance.choice(list(sound))
+        state = {**sound, name: anything(chance, sound[name])}
+        if chance.random() < 0.2:
+            del state[name]
+        try:
+            layer.load_state_dict(state)
+        except RuntimeError as error:
+            assert name.partition("_")[0] in str(error)
+        layer.topology.validate("it")
+        assert layer(torch.ones(3, 12)).shape == (3, 9)
+        assert layer.weight_values.shape == layer.weight_col.shape
+
+
+@pytest.mark.parametrize(("method", "stored"), [(RigL, False), (SET, True), (SNFS, False)])
+def test_a_sparsifier_takes_no_state_that_nobody_saved(method: type[Training], stored: bool) -> None:
+    def start() -> tuple[nn.Module, Sparsifier]:
+        model = nn.Sequential(nn.Linear(9, 12), nn.Linear(12, 4))
+        asked = method(sparsity=0.6, steps=20, every=3, allocation="uniform")
+        if stored:
+            to_sparse_(model, asked)
+        return model, attach(model, None, asked)
+
+    chance, (source, first), (model, sparsifier) = random.Random(7), start(), start()
+    model.load_state_dict(source.state_dict())
+    sound, refused = first.state_dict(), 0
+    for _ in range(60):
+        state = copy.deepcopy(sound)
+        key = chance.choice(list(state))
+        if isinstance(state[key], dict) and state[key] and chance.random() < 0.7:
+            part = chance.choice(list(state[key]))
+            whole = sound[key][part]
+            if isinstance(whole, dict) and whole and chance.random() < 0.8:
+                state[key][part] = {what: anything(chance, tensor) for what, tensor in whole.items()}
+            else:
+                state[key][part] = anything(chance, whole)
+        elif chance.random() < 0.2:
+            del state[key]
+        else:
+            state[key] = anything(chance, state[key])
+        before = {name: c.positions.clone() for name, c in sparsifier.connections.items()}
+        try:
+            sparsifier.load_state_dict(state)
+        except ValueError:
+            refused += 1
+            assert all(torch.equal(p, sparsifier.connections[n].positions) for n, p in before.items())
+        for c in sparsifier.connections.values():
+            assert bool((c.positions.diff() > 0).all())
+            assert not c.kept or 0 <= int(c.positions[0]) <= int(c.positions[-1]) < c.numel
+    assert refused > 20
