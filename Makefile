@@ -45,9 +45,10 @@ docs: setup
 
 check: lint types imports test docs
 
-# The kernels with every access to memory checked; their tests under it. Needs the sanitizers of GCC.
+# The kernels with every access to memory checked, and their tests with those. Needs CMake, and the sanitizers of GCC.
 SANITIZED := build/sanitize
 sanitize: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt nanobind
 	cmake -S . -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Release -DOPENWORK_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 		-Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
 	cmake --build $(SANITIZED) --parallel 2

@@ -35,8 +35,41 @@ from openwork.layouts.linear import SparseLinear
 
 MEMORY = 512 << 20
 LIMIT = 64 << 20
-NUMBERS = [-(2**63), -1, 0, 1, 2, 7, 8, 40, 255, 65535, 65536, 2**24, 2**31 - 2, 2**31 - 1, 2**31, 2**40, 2**62, 2**64, 10**30]
-WORDS = ["", "x", "csr", "dense", "bitmask", "openwork", "a.weight", "..", "/etc/passwd", "\x00", "é" * 40, *DTYPES]
+NUMBERS = [
+    -(2**63),
+    -1,
+    0,
+    1,
+    2,
+    7,
+    8,
+    40,
+    255,
+    65535,
+    65536,
+    2**24,
+    2**31 - 2,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**62,
+    2**64,
+    10**30,
+]
+WORDS = [
+    "",
+    "x",
+    "csr",
+    "dense",
+    "bitmask",
+    "openwork",
+    "a.weight",
+    "..",
+    "/etc/passwd",
+    "\x00",
+    "é" * 40,
+    *DTYPES,
+]
 
 
 class Net(nn.Module):
@@ -82,7 +115,11 @@ def corpus(folder: Path) -> list[tuple[Path, type[nn.Module], dict[str, torch.dt
         path = folder / str(dtype)
         save(Net(dtype), path, history=[{"method": "x"}])
         files.append((path, Net, {"dtype": dtype}))
-    save(Dense(), folder / "dense", masks={"w": torch.ones(30, 40, dtype=torch.bool), "empty": torch.ones(4, 0) > 0})
+    save(
+        Dense(),
+        folder / "dense",
+        masks={"w": torch.ones(30, 40, dtype=torch.bool), "empty": torch.ones(4, 0) > 0},
+    )
     return [*files, (folder / "dense", Dense, {})]
 
 
@@ -97,7 +134,11 @@ def forge(path: Path, arrays: dict[str, torch.Tensor], header: object, hashes: b
     if hashes and isinstance(header, dict) and isinstance(header.get("sha256"), dict):
         header["sha256"] = {key: array_digest(array) for key, array in arrays.items()}
     text = json.dumps(header)
-    metadata = {"format": "pt", "openwork": text, "openwork_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    metadata = {
+        "format": "pt",
+        "openwork": text,
+        "openwork_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
     save_file(arrays, path, metadata)
 
 
@@ -120,7 +161,9 @@ def damage(path: Path, whole: bytes, chance: random.Random) -> str:
     elif kind == "move":
         del data[place : place + chance.randrange(1, 9)]
     elif kind == "length":
-        data[:8] = struct.pack("<Q", chance.choice([0, 1, length - 9, length, 2**31, 2**40, 2**63, 2**64 - 1]))
+        data[:8] = struct.pack(
+            "<Q", chance.choice([0, 1, length - 9, length, 2**31, 2**40, 2**63, 2**64 - 1])
+        )
     else:
         data[place:place] = data[chance.randrange(len(data)) :][: chance.randrange(1, 400)]
     path.write_bytes(data)
@@ -134,11 +177,16 @@ def lie_in_table(path: Path, whole: bytes, chance: random.Random) -> str:
     name = chance.choice([key for key in table if key != "__metadata__"])
     kind = chance.choice(["shape", "dtype", "offsets"])
     if kind == "shape":
-        table[name]["shape"] = chance.choice([[2**31, 0], [2**40, 0, 7], [0], [], [1] * 99, [chance.choice(NUMBERS)]])
+        table[name]["shape"] = chance.choice(
+            [[2**31, 0], [2**40, 0, 7], [0], [], [1] * 99, [chance.choice(NUMBERS)]]
+        )
     elif kind == "dtype":
         table[name]["dtype"] = chance.choice(["F64", "F16", "BOOL", "U8", "I64", "F4", "x", "C64", "F8_E8M0"])
     else:
-        table[name]["data_offsets"] = [chance.choice([0, 4, 8, 2**40, 2**63]), chance.choice([0, 4, 8, 2**40, 2**63])]
+        table[name]["data_offsets"] = [
+            chance.choice([0, 4, 8, 2**40, 2**63]),
+            chance.choice([0, 4, 8, 2**40, 2**63]),
+        ]
     text = json.dumps(table).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
     return f"table {kind}"
@@ -147,7 +195,9 @@ def lie_in_table(path: Path, whole: bytes, chance: random.Random) -> str:
 def anything(chance: random.Random) -> object:
     """A value that JSON can hold."""
     number, word = chance.choice(NUMBERS), chance.choice(WORDS)
-    return chance.choice([number, word, None, True, [number, 0], [0, number], [number], [word], {word: number}, [], {}, 1.5])
+    return chance.choice(
+        [number, word, None, True, [number, 0], [0, number], [number], [word], {word: number}, [], {}, 1.5]
+    )
 
 
 def edit_header(header: dict[str, object], chance: random.Random) -> tuple[str, str | None]:
@@ -195,12 +245,18 @@ def edit_array(arrays: dict[str, torch.Tensor], chance: random.Random) -> tuple[
         info, place = torch.iinfo(array.dtype), chance.randrange(array.numel())
         numbers = [n for n in NUMBERS if info.min <= n <= info.max]
         array.view(-1).view(torch.int16 if array.dtype == torch.uint16 else array.dtype)[place] = (
-            chance.choice(numbers) if array.dtype != torch.uint16 else chance.choice([-1, 0, 1, 200, 199, 19, 20])
+            chance.choice(numbers)
+            if array.dtype != torch.uint16
+            else chance.choice([-1, 0, 1, 200, 199, 19, 20])
         )
     elif kind == "dtype":
-        arrays[name] = array.to(chance.choice([torch.float64, torch.int64, torch.int32, torch.uint8, torch.float16]))
+        arrays[name] = array.to(
+            chance.choice([torch.float64, torch.int64, torch.int32, torch.uint8, torch.float16])
+        )
     elif kind == "length":
-        arrays[name] = torch.cat([array.flatten(), array.flatten()])[: chance.randrange(2 * array.numel())].clone()
+        arrays[name] = torch.cat([array.flatten(), array.flatten()])[
+            : chance.randrange(2 * array.numel())
+        ].clone()
     elif kind == "shuffle":
         arrays[name] = array.flatten().view(torch.uint8).flip(0).view(array.dtype).view(array.shape)
     elif kind == "empty rows":
@@ -212,14 +268,22 @@ def edit_array(arrays: dict[str, torch.Tensor], chance: random.Random) -> tuple[
     return kind, name
 
 
-def bomb(arrays: dict[str, torch.Tensor], header: dict[str, object], chance: random.Random) -> tuple[str, str]:
+def bomb(
+    arrays: dict[str, torch.Tensor], header: dict[str, object], chance: random.Random
+) -> tuple[str, str]:
     """Few bytes that say they are many."""
     tensors = header["tensors"]
     assert isinstance(tensors, dict)
     name = chance.choice([n for n in tensors if len(tensors[n]["shape"]) == 2])
-    for key in [key for key in arrays if key.startswith((f"{name}_", name)) and key.removeprefix(name)[:1] in ("", "_")]:
+    for key in [
+        key
+        for key in arrays
+        if key.startswith((f"{name}_", name)) and key.removeprefix(name)[:1] in ("", "_")
+    ]:
         del arrays[key]
-    rows, columns = chance.choice([(2**31 - 2, 0), (2**31, 0), (2**40, 0), (2**61, 0), (5, 2**31 - 1), (1, 2**40), (0, 2**40)])
+    rows, columns = chance.choice(
+        [(2**31 - 2, 0), (2**31, 0), (2**40, 0), (2**61, 0), (5, 2**31 - 1), (1, 2**40), (0, 2**40)]
+    )
     layout = chance.choice(["dense", "bitmask", "csr"])
     tensors[name] |= {"shape": [rows, columns], "kept": 0, "layout": layout}
     values = torch.zeros(0, dtype=DTYPES[tensors[name]["dtype"]])
@@ -228,7 +292,9 @@ def bomb(arrays: dict[str, torch.Tensor], header: dict[str, object], chance: ran
     else:
         arrays[f"{name}_values"] = values
     if layout == "bitmask":
-        arrays[f"{name}_bitmask"] = torch.zeros(0, dtype=torch.uint8).view(*((rows, 0) if not columns else (0, 1)))
+        arrays[f"{name}_bitmask"] = torch.zeros(0, dtype=torch.uint8).view(
+            *((rows, 0) if not columns else (0, 1))
+        )
     elif layout == "csr":
         arrays[f"{name}_crow"] = torch.zeros(min(rows + 1, 6), dtype=torch.int32)
         arrays[f"{name}_col"] = torch.zeros(0, dtype=torch.int32 if columns > 0xFFFF else torch.uint16)
@@ -253,7 +319,9 @@ def mutate(source: Path, target: Path, chance: random.Random) -> tuple[str, str 
     return kind, name
 
 
-def attempt(path: Path, build: type[nn.Module], options: dict[str, torch.dtype], chance: random.Random) -> None:
+def attempt(
+    path: Path, build: type[nn.Module], options: dict[str, torch.dtype], chance: random.Random
+) -> None:
     """Read a file in one of the ways there are; compute with what it holds."""
     way = chance.randrange(6)
     if way == 0:
@@ -269,8 +337,12 @@ def attempt(path: Path, build: type[nn.Module], options: dict[str, torch.dtype],
             load(path, model)
         except FileError:
             after = model.state_dict()
-            bits = [(t.view(-1).view(torch.uint8), after[n].view(-1).view(torch.uint8)) for n, t in before.items()]
-            assert all(torch.equal(one, other) for one, other in bits), "a file that was refused has changed the model"
+            bits = [
+                (t.view(-1).view(torch.uint8), after[n].view(-1).view(torch.uint8)) for n, t in before.items()
+            ]
+            assert all(torch.equal(one, other) for one, other in bits), (
+                "a file that was refused has changed the model"
+            )
             raise
         model.compute()  # type: ignore[operator]
 
@@ -315,7 +387,10 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for outcome, count in outcomes.most_common():
         print(f"{count:>8}  {outcome}")
-    print(f"{asked.files} files, seed {asked.seed}, {time.monotonic() - began:.0f} s, peak memory {peak:.0f} MiB", file=sys.stderr)
+    print(
+        f"{asked.files} files, seed {asked.seed}, {time.monotonic() - began:.0f} s, peak memory {peak:.0f} MiB",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

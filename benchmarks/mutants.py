@@ -12,11 +12,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 180
+
+ONLY_THE_COPY = """import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
+"""
+"""Run at the start of every process that has the copy on its path: an editable installation comes before any path."""
 
 
 class Mutant(NamedTuple):
@@ -28,8 +34,17 @@ class Mutant(NamedTuple):
     tests: str
 
 
-CSR, BITMASK, TOPOLOGY = "tests/layouts/test_csr.py", "tests/layouts/test_bitmask.py", "tests/kernels/test_topology.py"
-FILES, FUZZ, CHECKPOINT, TRUST = "tests/test_files.py", "tests/test_fuzz.py", "tests/test_checkpoint.py", "tests/test_trust.py"
+CSR, BITMASK, TOPOLOGY = (
+    "tests/layouts/test_csr.py",
+    "tests/layouts/test_bitmask.py",
+    "tests/kernels/test_topology.py",
+)
+FILES, FUZZ, CHECKPOINT, TRUST = (
+    "tests/test_files.py",
+    "tests/test_fuzz.py",
+    "tests/test_checkpoint.py",
+    "tests/test_trust.py",
+)
 SPARSIFIER, CONNECTIONS = "tests/test_sparsifier.py", "tests/test_connections.py"
 
 MUTANTS = [
@@ -80,10 +95,23 @@ def killed(mutant: Mutant, copy: Path) -> bool:
     if text.count(mutant.sound) < 1:
         raise SystemExit(f"{mutant.page} has no {mutant.sound!r} any more: write this mutant anew")
     page.write_text(text.replace(mutant.sound, mutant.broken, 1))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split(maxsplit=2)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *mutant.tests.split(maxsplit=2),
+    ]
     try:
         done = subprocess.run(
-            command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, timeout=PATIENCE
+            command,
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy)},
+            capture_output=True,
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         return True
@@ -102,10 +130,17 @@ def main(words: list[str]) -> int:
         for part in ("openwork", "tests", "benchmarks", "examples"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
+        native = find_spec("openwork.kernels._native")
+        if native is not None and native.origin is not None:
+            shutil.copy(native.origin, copy / "openwork" / "kernels")
+        (copy / "sitecustomize.py").write_text(ONLY_THE_COPY)
         for mutant in chosen:
             dead = killed(mutant, copy)
             survivors += not dead
-            print(f"{'killed' if dead else 'SURVIVED':<9} {mutant.page}: {mutant.sound!r} -> {mutant.broken!r}", flush=True)
+            print(
+                f"{'killed' if dead else 'SURVIVED':<9} {mutant.page}: {mutant.sound!r} -> {mutant.broken!r}",
+                flush=True,
+            )
     print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed", file=sys.stderr)
     return 1 if survivors else 0
 

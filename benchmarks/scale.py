@@ -140,7 +140,11 @@ def main() -> None:
             f"{dense_bytes(sizes) / 2**30:.0f} GiB",
             flush=True,
         )
-    epochs = learn(sizes, options.fan_in, options.batch, options.epochs, options.examples, not options.json)
+    epochs: list[Epoch] = []
+    if options.epochs:
+        epochs = learn(
+            sizes, options.fan_in, options.batch, options.epochs, options.examples, not options.json
+        )
     result["epochs"] = [asdict(epoch) for epoch in epochs]
     if options.largest:
         width = 2**19

@@ -120,8 +120,11 @@ def moments(optimizer: str | MakeOptimizer) -> float:
 
 
 def index_bytes(shape: tuple[int, int], kept: int) -> int:
-    """Bytes of the indices of a stored layer ``[out, rest]`` that trains (of a convolution about): its topology twice (in the ``state_dict``, and as the kernels have
-    proven it), the walk of the matrix and that of its transpose, and the permutation between them."""
+    """Bytes of the indices of a stored layer ``[out, rest]`` that trains (of a convolution about).
+
+    Its topology twice (in the ``state_dict``, and as the kernels have proven it), the walk of the matrix and that of its
+    transpose, and the permutation between them.
+    """
     if not native.enabled():
         return 4 * (2 * (shape[0] + 1) + 4 * kept)
     rows = [(shape[0], shape[1]), (shape[1], shape[0])]

@@ -454,7 +454,8 @@ def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Sha
             f"{key}: saved {saved.get(key)!r}, now {own.get(key)!r}" for key in sorted(different)
         )
         raise ValueError(f"the saved state is of another run: {told}. Attach the method that was saved")
-    if missing := shapes.keys() ^ state["positions"].keys():
+    covered = state["positions"].keys(), state["remembered"].keys()
+    if missing := (shapes.keys() ^ covered[0]) | (shapes.keys() ^ covered[1]):
         raise ValueError(
             f"the saved state covers other parameters: only one side has {', '.join(sorted(missing))}"
         )
@@ -484,7 +485,6 @@ def _well_formed(state: Mapping[str, Any]) -> None:
         require(key, type(state.get(key)) is int and state[key] >= 0)
     for key in ("method", "positions", "remembered", "state"):
         require(key, isinstance(state.get(key), Mapping))
-    require("remembered", state["remembered"].keys() == state["positions"].keys())
     require("remembered", all(isinstance(held, Mapping) for held in state["remembered"].values()))
     require("state", all(isinstance(tensor, Tensor) for tensor in state["state"].values()))
     if state["format"] != 1:

@@ -111,7 +111,7 @@ KERNEL(sparse_conv, Address x, Address y, std::int64_t images, Address geometry,
   const Geometry g = *at<const Geometry>(geometry);
   const std::int64_t length = stream_length(kept, part_count);
   Word* woven = words_ ? nullptr : scratch<Word>(Scratch::weights, length + (g.matrix_columns() + 1) / 2);
-  auto* places = reinterpret_cast<std::int32_t*>(woven + length);
+  auto* places = woven ? reinterpret_cast<std::int32_t*>(woven + length) : nullptr;
   const Word* words = words_ ? at<const Word>(words_) : woven;
   const Weave weave{at<const std::int32_t>(column), at<const float>(values), at<const std::int32_t>(permutation), kept, places};
   const auto go = [&](auto planes) {

@@ -95,7 +95,10 @@ def replacing(path: str | os.PathLike[str], nbytes: int) -> Iterator[Path]:
         raise FileError(f"{path}: this is a folder; add a file name, such as {path / 'model.safetensors'}")
     temporary = path.with_name(f".openwork-{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch()
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # that of any new file, which safetensors alone keeps to its owner
         _flush(temporary)
         temporary.replace(path)
     except (SafetensorError, OSError) as error:

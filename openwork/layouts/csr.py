@@ -25,6 +25,8 @@ from openwork.growth import distinct
 LARGEST = 2**31 - 1
 """The largest number of rows, of columns and of kept connections: what an int32 index can count."""
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 
 @dataclass(frozen=True, eq=False)
 class CSR:
@@ -142,6 +144,8 @@ class CSR:
         """
         if values.shape != self.col.shape:
             raise ValueError(f"{self.kept} connections need values [{self.kept}], not {described(values)}")
+        if values.dtype in _SIGNED:  # torch has next to no operations on these
+            return self.dense(values.view(_SIGNED[values.dtype])).view(values.dtype)
         dense = values.new_zeros(self.shape[0] * self.shape[1])
         # Not scatter_, which computes 16-bit floats and so changes the bits of a NaN.
         return dense.index_put_((self.positions(),), values).view(self.shape)

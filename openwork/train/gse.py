@@ -14,7 +14,7 @@ from torch import Tensor
 from openwork.connections import Connections
 from openwork.growth import Gradient, Growth, Site, free_at_random
 from openwork.method import Method, method
-from openwork.patterns import Unstructured, pattern
+from openwork.patterns import Unstructured, pattern, top_k
 from openwork.positions import located, merged, where
 from openwork.processes import averaged
 from openwork.schedules import Cosine, Scalar
@@ -53,9 +53,7 @@ class Sampled(Growth):
         scores = site.gradient_at(candidates)
         if not bool(scores.isfinite().all()):
             raise FloatingPointError("the gradients that growth ranks hold NaN or infinity")
-        # Sorting in a stable way prefers the first among equals, as everywhere.
-        best = scores.sort(descending=True, stable=True).indices[:k].sort().values
-        return candidates[best]
+        return candidates[where(top_k(scores, k))]
 
     def _drawn(self, site: Site, draws: int, generator: torch.Generator) -> Tensor:
         """Sorted candidates: pairs of an output and an input that are drawn independently, repeats removed."""

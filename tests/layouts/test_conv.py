@@ -157,7 +157,7 @@ def test_errors_say_what_was_found() -> None:
     layer = SparseConv2d(3, 4, 3, sparsity=0.5)
     with pytest.raises(ValueError, match=r"\[images, 3, rows, columns\], not float32 \[2, 4, 5, 5\]"):
         layer(torch.zeros(2, 4, 5, 5))
-    with pytest.raises(TypeError, match="SparseConv2d stores 54 kept weights.*from_conv"):
+    with pytest.raises(TypeError, match=r"SparseConv2d stores 54 kept weights.*from_conv"):
         layer.weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
     with pytest.raises(ValueError, match=r"connections \(4, 27\), not \(4, 26\)"):
         layer.retopologize_(CSR.random((4, 26), 5, torch.Generator()), torch.zeros(5))
