@@ -48,9 +48,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
             "SparseConv2d.from_conv(conv, mask)"
         )
     candidates = {
-        w.name: w
-        for w in prunable(model)
-        if storable(w.module) and not w.reason and not _shared(model, w)
+        w.name: w for w in prunable(model) if storable(w.module) and not w.reason and not _shared(model, w)
     }
     if isinstance(topology, Training):
         chosen = {}
@@ -82,7 +80,9 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
             positions = mask.flatten().nonzero().flatten()
             chosen[name] = (positions, candidates[name].parameter.detach().flatten()[positions])
     if not chosen:
-        raise ValueError("the model has no nn.Linear layer and no nn.Conv2d that could hold only its kept connections")
+        raise ValueError(
+            "the model has no nn.Linear layer and no nn.Conv2d that could hold only its kept connections"
+        )
     replaced = {}
     for name, (positions, values) in chosen.items():
         dense = candidates[name].module
@@ -126,6 +126,8 @@ def _shared(model: nn.Module, weight: Weight) -> bool:
 def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` stands in the model."""
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children would show a layer in one place only
+        for name, child in list(
+            parent._modules.items()
+        ):  # named_children would show a layer in one place only
             if child is old:
                 setattr(parent, name, new)

@@ -59,7 +59,9 @@ def test_a_resumed_run_has_the_bits_of_a_straight_one(name, stored, tmp_path):
         learn(run, data[:stop])
         model, optimizer, sparsifier = run
         path = tmp_path / "run"
-        ow.save_checkpoint(path, model=model, optimizer=optimizer, sparsifier=sparsifier, extra={"step": stop})
+        ow.save_checkpoint(
+            path, model=model, optimizer=optimizer, sparsifier=sparsifier, extra={"step": stop}
+        )
         resumed = start(TRAINING[name], stored, seed=1)
         model, optimizer, sparsifier = resumed
         extra = ow.load_checkpoint(path, model=model, optimizer=optimizer, sparsifier=sparsifier)
@@ -100,7 +102,9 @@ def test_what_is_no_checkpoint_of_this_run_is_refused(tmp_path):
     with pytest.raises(ow.FileError, match="the run has 2 optimizers"):
         ow.load_checkpoint(path, **{**other, "optimizer": [other["optimizer"]] * 2})
     with pytest.raises(ow.FileError, match=r"another run: [\s\S]*Missing key"):
-        ow.load_checkpoint(path, model=nn.Linear(2, 2), optimizer=other["optimizer"], sparsifier=other["sparsifier"])
+        ow.load_checkpoint(
+            path, model=nn.Linear(2, 2), optimizer=other["optimizer"], sparsifier=other["sparsifier"]
+        )
     for size in [0, 1, 100, len(whole) // 2, len(whole) - 1]:
         path.write_bytes(whole[:size])
         with pytest.raises(ow.FileError, match="not a whole checkpoint"):

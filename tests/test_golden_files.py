@@ -20,7 +20,12 @@ GOLDEN = Path(__file__).parent / "golden"
 NUMBERS = [-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0]
 """Every floating-point dtype holds these exactly."""
 
-SHAPES = {"dense": ((3, 5), 1.0), "bitmask": ((6, 20), 0.3), "csr": ((4, 50, 4), 0.02), "csr wide": ((2, 70_000), 5 / 140_000)}
+SHAPES = {
+    "dense": ((3, 5), 1.0),
+    "bitmask": ((6, 20), 0.3),
+    "csr": ((4, 50, 4), 0.02),
+    "csr wide": ((2, 70_000), 5 / 140_000),
+}
 
 
 class Tensors(nn.Module):
@@ -35,7 +40,9 @@ def named(dtype: str) -> str:
     return f"of_{dtype}"
 
 
-def drawn(seed: str, shape: tuple[int, ...], density: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(
+    seed: str, shape: tuple[int, ...], density: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A tensor and its mask, from Python's generator, which gives the same numbers in every version."""
     chance, total = random.Random(seed), torch.Size(shape).numel()
     mask = torch.zeros(total, dtype=torch.bool)
@@ -55,18 +62,24 @@ def tensors(kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     return {name: tensor for name, (tensor, _) in made.items()}, masks
 
 
-def network() -> nn.Module:
+def dense() -> nn.ModuleDict:
+    model = nn.ModuleDict({"a": nn.Linear(12, 8), "b": nn.Linear(4, 12), "c": nn.BatchNorm1d(4)})
+    model["d"] = nn.Linear(4, 12, bias=False)
+    model["d"].weight = model["b"].weight
+    return model
+
+
+def network() -> nn.ModuleDict:
     """Layers of both storages, a tied weight, a grown connection, a buffer."""
     layer, mask = drawn("layer", (8, 12), 0.3, torch.float32)
-    model = nn.ModuleDict({"a": ow.SparseLinear.from_linear(nn.Linear(12, 8), mask), "b": nn.Linear(4, 12), "c": nn.BatchNorm1d(4)})
-    model["d"] = nn.Linear(4, 12, bias=False)
+    model = dense()
+    model["a"] = ow.SparseLinear.from_linear(model["a"], mask)
     with torch.no_grad():
         model["a"].weight_values.copy_(layer[mask])
         model["a"].weight_values[3] = 0
         for name, parameter in model.named_parameters():
             if not name.endswith("weight_values"):
                 parameter.copy_(drawn(name, tuple(parameter.shape), 1.0, torch.float32)[0])
-    model["d"].weight = model["b"].weight
     return model
 
 
@@ -105,9 +118,7 @@ def test_every_layout_and_dtype_stays_readable(kind: str) -> None:
 
 def test_a_network_stays_readable() -> None:
     expected, path = network(), GOLDEN / "network.safetensors"
-    target = nn.ModuleDict({"a": nn.Linear(12, 8), "b": nn.Linear(4, 12), "c": nn.BatchNorm1d(4), "d": nn.Linear(4, 12, bias=False)})
-    target["d"].weight = target["b"].weight
-    load(path, target)
+    target = load(path, dense())
     assert isinstance(target["a"], ow.SparseLinear)
     found = target.state_dict()
     assert all(same(found[name], tensor) for name, tensor in expected.state_dict().items())

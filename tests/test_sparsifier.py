@@ -206,8 +206,9 @@ def test_a_model_half_masked_half_stored_agrees_too():
     losses = []
     for stored in (False, True):
         model = convnet()
+        model[0].padding_mode = "circular"  # such a convolution is not stored, only masked
         if stored:
-            assert set(to_sparse_(model, method)) == {"4.weight", "7.weight"}
+            assert "0.weight" not in to_sparse_(model, method)
         optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         sparsifier = attach(model, optimizer, method)
         losses.append([])

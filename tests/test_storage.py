@@ -31,7 +31,11 @@ def test_there_and_back():
     x = batches(1)[0][0]
     replaced = to_sparse_(model)
     assert {n: c.kept for n, c in replaced.items()} == {"0.weight": 16, "4.weight": 173, "7.weight": 11}
-    assert [type(m) for m in model if isinstance(m, SparseLayer)] == [SparseConv2d, SparseLinear, SparseLinear]
+    assert [type(m) for m in model if isinstance(m, SparseLayer)] == [
+        SparseConv2d,
+        SparseLinear,
+        SparseLinear,
+    ]
     torch.testing.assert_close(model.eval()(x), before.eval()(x))
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in before.parameters())
     masks = to_dense_(model)

@@ -60,7 +60,9 @@ while True:
 
 def killed(code: str, folder: Path, after: float) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", code, folder], stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", code, folder],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         process.stdout.readline()
         time.sleep(after)
@@ -139,7 +141,9 @@ def test_more_threads_than_cores_change_nothing() -> None:
     try:
         for count in (1, 32):
             torch.set_num_threads(count)
-            outputs.append(compute(ow.SparseLinear.from_values(layer.topology, layer.weight_values.detach()), x))
+            outputs.append(
+                compute(ow.SparseLinear.from_values(layer.topology, layer.weight_values.detach()), x)
+            )
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*outputs)

@@ -65,7 +65,8 @@ struct Slices {
       float* own = scratch<float>(Scratch::own, inputs + 1);
       own[inputs] = 0.0f;
       for (std::int64_t sample = 0; sample < batch; ++sample) {
-        std::memcpy(own, x + sample * inputs, static_cast<std::size_t>(inputs) * sizeof(float));
+        if (inputs)  // without any, x may be null, which memcpy does not take
+          std::memcpy(own, x + sample * inputs, static_cast<std::size_t>(inputs) * sizeof(float));
         for (std::int64_t i = first; i < last; ++i) {
           Vec sum[slice_rows / lanes];
           multiply(i, own, sum);

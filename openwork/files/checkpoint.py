@@ -99,7 +99,9 @@ def load_checkpoint(
     except Exception as error:  # torch says in many ways that a file is none of its own
         raise FileError(f"{path}: not a whole checkpoint of openwork ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= _PARTS:
-        raise FileError(f"{path}: not a checkpoint of openwork.save_checkpoint; openwork.load reads what openwork.save wrote")
+        raise FileError(
+            f"{path}: not a checkpoint of openwork.save_checkpoint; openwork.load reads what openwork.save wrote"
+        )
     if content.get("version") != VERSION:
         raise FileError(
             f"{path}: a checkpoint of version {content.get('version')}; this openwork reads {VERSION}: update openwork"

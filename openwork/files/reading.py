@@ -83,7 +83,8 @@ def _check_size(container: Container, sizes: Mapping[str, int], limit: int | Non
     if nbytes > limit:
         raise FileError(
             f"{container.where}: {container.nbytes} bytes that unfold to {nbytes} of dense tensors, above "
-            f"the limit of {limit}, most of them of {max(sizes, key=sizes.__getitem__)}; load it into a model, or pass limit_bytes= if you trust the file"
+            f"the limit of {limit}, most of them of {max(sizes, key=sizes.__getitem__)}; "
+            "load it into a model, or pass limit_bytes= if you trust the file"
         )
 
 

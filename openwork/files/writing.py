@@ -105,9 +105,7 @@ def export_dense(model: nn.Module | Path, path: Path) -> None:
 def _stored(name: str, value: Tensor | SparseLayer[Any], masks: Mapping[str, Tensor | None]) -> Stored:
     try:
         if isinstance(value, SparseLayer):
-            return store_values(
-                name, value.weight_values, value.topology.validate(name), value.weight_shape
-            )
+            return store_values(name, value.weight_values, value.topology.validate(name), value.weight_shape)
         return store(name, value, masks[name]) if name in masks else store_as_is(name, value)
     except ValueError as error:
         raise FileError(str(error)) from error

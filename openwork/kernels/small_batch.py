@@ -106,10 +106,10 @@ def small_batch_linear(
         [..., outputs].
     """
     samples = inference.check_inputs(x, octets.shape, bias, activation)
-    compute = torch.ops.openwork.small_batch_linear if linear.is_traced(samples, bias) else _small_batch_linear
-    y: Tensor = compute(
-        samples, octets.columns, octets.values, octets.ends, bias, activation
+    compute = (
+        torch.ops.openwork.small_batch_linear if linear.is_traced(samples, bias) else _small_batch_linear
     )
+    y: Tensor = compute(samples, octets.columns, octets.values, octets.ends, bias, activation)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], octets.shape[0])
 
 

@@ -22,7 +22,7 @@ def test_conformance(flow):
 
 
 def test_more_conformance():
-    check_method(PGF, every=1, scaled=True, steps=20)
+    check_method(PGF, every=1, scaled=True)
 
 
 @pytest.mark.parametrize("flow", ["exponential", "linear"])
