@@ -142,7 +142,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
     ow.save_checkpoint(path, **small(), extra={"epoch": 1})
     before = path.read_bytes()
     with pytest.raises(ow.FileError, match="more than tensors and plain values"):
-        ow.save_checkpoint(path, **small(), extra={"epoch": Runs()})
+        ow.save_checkpoint(path, **small(), extra={"epoch": Runs(tmp_path / "was-here")})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     with pytest.raises(ow.FileError, match="there is no folder"):
