@@ -25,10 +25,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from openwork import processes
-from openwork.connections import Connections, MaskedConnections, connect
+from openwork.connections import Connections, LatentConnections, MaskedConnections, connect, require_latent
 from openwork.growth import random_places
 from openwork.initialization import Init, initial_values
-from openwork.latent import LatentConnections, require_latent
 from openwork.method import Method
 from openwork.patterns import Shape
 from openwork.plan import Plan, Row, plan
@@ -51,7 +50,7 @@ class Training(Method):
     """Whether connections that were pruned come back all at once, so that the model is dense for a while."""
     latent: ClassVar[bool] = False
     """Whether pruned weights live on unseen: the optimizer trains them, the network computes without them. Takes memory of the
-    size of the dense weights, see :mod:`openwork.latent`."""
+    size of the dense weights, see :mod:`openwork.connections.latent`."""
 
     steps: int | None = None
     init: Init = "rescale"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from openwork.latent import LatentConnections
+from openwork.connections import LatentConnections
 from openwork.method import Method, method
 from openwork.patterns import NM, pattern
 from openwork.plan import Plan, Row

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import Allocation
+from openwork.connections import LatentConnections
 from openwork.initialization import Init
-from openwork.latent import LatentConnections
 from openwork.method import method
 from openwork.plan import Row
 from openwork.positions import where
@@ -29,7 +29,8 @@ class DNW(Training):
         backward  theta <- theta - lr * dL/dw        everywhere, pruned or not
 
     A pruned weight that the loss would like to have grows until it is among the largest. The network is sparse at all times, the
-    training is not: dense weights, gradients and optimizer state are kept, and the model shows ``w`` (:mod:`openwork.latent`).
+    training is not: dense weights, gradients and optimizer state are kept, and the model shows ``w``
+    (:mod:`openwork.connections.latent`).
 
     Args:
         every: steps between two choices of the mask; 1 as in the paper.

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from openwork.latent import LatentConnections
+from openwork.connections import LatentConnections
 from openwork.method import Method, check_fraction, method
 from openwork.patterns import NM, Pattern, pattern
 from openwork.plan import Row

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import Allocation, allocation
-from openwork.connections import Connections
-from openwork.latent import LatentConnections
+from openwork.connections import Connections, LatentConnections
 from openwork.method import Method, check_fraction, method
 from openwork.plan import Row, wanted_total
 from openwork.sparsifier import Sparsifier, Training

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from openwork.connections import MaskedConnections
+from openwork.connections.masked import MaskedConnections
 from openwork.patterns import Pattern
 from openwork.plan import Plan, Weight
 from openwork.positions import where

@@ -121,7 +121,7 @@ def test_both_storages_choose_the_same(pattern):
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_tiles_of_a_stored_gradient_are_the_dense_gradient(pattern, monkeypatch):
-    monkeypatch.setattr("openwork.connections.TILE", 12)  # two rows of six at a time
+    monkeypatch.setattr("openwork.connections.stored.TILE", 12)  # two rows of six at a time
     tiles = []
     for stored in (False, True):
         model, opt, c = connections(stored, pattern)

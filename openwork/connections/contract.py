@@ -1,0 +1,220 @@
+"""What a method may ask of the connections of one parameter, however they are stored."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from openwork.growth import Growth, Tile
+from openwork.patterns import Grid, Pattern, top_k
+from openwork.plan import Weight
+from openwork.positions import located, merged, where
+
+
+class Connections(ABC):
+    """The kept connections of one parameter.
+
+    Attributes:
+        weight: the parameter and its place in the model.
+        pattern: which masks are legal for it.
+        grid: the competition grid of its shape.
+    """
+
+    def __init__(self, weight: Weight, pattern: Pattern, optimizers: Sequence[Optimizer]) -> None:
+        self.weight = weight
+        self.pattern = pattern
+        self.grid: Grid = pattern.grid(weight.shape)
+        self.optimizer = _optimizer_of(weight.parameter, optimizers)
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.parameter.device
+
+    @property
+    def numel(self) -> int:
+        """Connections of the dense parameter."""
+        return math.prod(self.weight.shape)
+
+    @property
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Sorted int64 ``[kept]``: where the active connections are in the flattened ``[out, in, *kernel]`` weight."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """``[kept]`` weights of the active connections, in order of position. A copy or a view: do not write."""
+
+    @property
+    @abstractmethod
+    def gradient(self) -> Tensor:
+        """``[kept]`` gradient of the active connections; zeros where there is none."""
+
+    def replace(self, positions: Tensor) -> None:
+        """Make the sorted ``positions`` the active ones. Connections that stay keep value and optimizer state bit for bit,
+        new ones start with zero in both, and those that leave are zero in both."""
+        self._move(positions, *located(self.positions, positions))
+
+    @abstractmethod
+    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+        """:meth:`replace`, told which of the new positions are active already, and the places of those among the old."""
+
+    @abstractmethod
+    def write(self, positions: Tensor, values: Tensor) -> None:
+        """Set the weights of some active connections."""
+
+    @abstractmethod
+    def observe(self, on: bool) -> None:
+        """From now on (do not) remember what the dense gradient of the coming step needs. Remembered gradients are
+        forgotten by either call.
+        """
+
+    @abstractmethod
+    def gradient_tiles(self) -> Iterator[Tile]:
+        """``|dense gradient|`` of all places since :meth:`observe`, tile by tile, see :data:`openwork.growth.Tile`."""
+
+    @abstractmethod
+    def momentum_tiles(self) -> Iterator[Tile]:
+        """``|dense momentum|`` of all places, tile by tile."""
+
+    @abstractmethod
+    def activations(self) -> list[tuple[Tensor, Tensor]]:
+        """Pairs ``(x [samples, in], dy [samples, out])`` whose products ``dyᵀ x`` sum to this process's dense gradient since
+        :meth:`observe`; ``in`` is that of the weight seen as a matrix ``[out, rest]``."""
+
+    @abstractmethod
+    def gradient_at(self, places: Tensor) -> Tensor:
+        """``|dense gradient|`` at some sorted places of a plain grid since :meth:`observe`, without the rest of it where the
+        storage allows."""
+
+    @abstractmethod
+    def before_step(self) -> None:
+        """Called before the optimizer steps: the gradient of inactive connections dies here, NaN included."""
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Called after the optimizer has stepped: zeros are zero again."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of the parameter: no hook of ours is left on it."""
+
+    @property
+    def kept(self) -> int:
+        """Number of active connections."""
+        return int(self.positions.numel())
+
+    @property
+    def mask(self) -> Tensor:
+        """Boolean mask ``[out, in, *kernel]``, True = active."""
+        flat = torch.zeros(self.numel, dtype=torch.bool, device=self.device)
+        flat[self.positions] = True
+        return flat.view(self.weight.shape)
+
+    def atoms(self) -> Tensor:
+        """Sorted int64: the active places of the grid (single connections, blocks or whole groups)."""
+        return self.positions if self.grid.plain else self.grid.atoms_of(self.positions).unique()
+
+    def pool(self, scores: Tensor) -> Tensor:
+        """Scores of the active places: ``scores`` ``[kept]`` summed over the connections of each, in order of :meth:`atoms`."""
+        if self.grid.plain:
+            return scores
+        atoms, inverse = self.grid.atoms_of(self.positions).unique(return_inverse=True)
+        return scores.new_zeros(atoms.numel()).index_add_(0, inverse, scores)
+
+    def strongest(self, count: int) -> Tensor:
+        """Boolean over :meth:`atoms`: the ``count`` of largest magnitude, ties to the first."""
+        return top_k(self.pool(self.values.abs()), count)
+
+    def strongest_legal(self, kept: int) -> Tensor:
+        """Boolean over :meth:`atoms`: the strongest of them that the pattern allows when ``kept`` weights are wanted."""
+        places = self.pattern.places(self.weight.shape, kept)
+        atoms, strength = self.atoms(), self.pool(self.values.abs())
+        if self.grid.rows == 1:
+            return top_k(strength, min(places, atoms.numel()))
+        everywhere = strength.new_full((self.grid.atoms,), -math.inf)
+        everywhere[atoms] = strength
+        return top_k(everywhere.view(self.grid.rows, -1), places).flatten()[atoms]
+
+    def counted(self, marked: Tensor) -> Tensor:
+        """How many places of each row are marked: int64 ``[rows]`` of a boolean over :meth:`atoms`."""
+        if self.grid.rows == 1:
+            return marked.sum().view(1)
+        return torch.bincount(self.atoms()[marked] // self.grid.competitors, minlength=self.grid.rows)
+
+    def retain(self, survivors: Tensor) -> None:
+        """Keep only the marked places (boolean over :meth:`atoms`)."""
+        self.replace(self.grid.positions_of(self.atoms()[survivors]))
+
+    def rewired(
+        self, survivors: Tensor, growth: Growth, generator: torch.Generator, vacant: Tensor | None = None
+    ) -> Tensor:
+        """The connections there would be if the places that do not survive were dropped and new ones grown. Nothing is changed.
+
+        Connections that were just dropped may be grown again, as in the reference implementation of RigL; they keep value and
+        state then.
+
+        Args:
+            survivors: boolean over :meth:`atoms`.
+            growth: where new connections go.
+            generator: the only source of randomness.
+            vacant: int64 ``[rows]``, how many places to grow in each row of the grid; as many as were dropped by default.
+
+        Returns:
+            Sorted positions: what :meth:`adopt` takes.
+        """
+        atoms = self.atoms()
+        taken = atoms[where(survivors)]
+        vacant = self.counted(~survivors) if vacant is None else vacant
+        places = merged(taken, growth.places(self, taken, vacant, generator))
+        return places if self.grid.plain else self.grid.positions_of(places)
+
+    def adopt(self, positions: Tensor) -> Tensor:
+        """Make the sorted ``positions`` the active ones, see :meth:`replace`.
+
+        Returns:
+            Sorted positions of the connections that were not active before.
+        """
+        index, stayed = located(self.positions, positions)
+        self._move(positions, index, stayed)
+        return positions[where(~stayed)]
+
+    def remembered(self) -> dict[str, Tensor]:
+        """What is known beyond weights and topology, by name, for a checkpoint: what :meth:`recall` takes."""
+        return {}
+
+    def recall(self, remembered: Mapping[str, Tensor]) -> None:  # noqa: B027  (most have nothing to recall)
+        """Take over what was :meth:`remembered`, once weights and topology are those of the same moment."""
+
+    def forget(self) -> None:
+        """Set the optimizer's state of this parameter to zero, that of connections that stay included."""
+        for state in self._states().values():
+            state.zero_()
+
+    def _states(self) -> dict[str, Tensor]:
+        """The optimizer's tensors that have the shape of the parameter."""
+        if self.optimizer is None:
+            return {}
+        parameter = self.weight.parameter
+        state = self.optimizer.state.get(parameter, {})
+        return {
+            k: v
+            for k, v in state.items()
+            if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0
+        }
+
+
+def _optimizer_of(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> Optimizer | None:
+    for optimizer in optimizers:
+        if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+            return optimizer
+    return None
