@@ -173,7 +173,8 @@ def test_ctrl_c_ends_a_demo_in_words(tmp_path: Path, after: float) -> None:
         time.sleep(after)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=90)
-    assert process.returncode in (130, 0) if after else process.returncode == 130, told
+    # 130 if there was nothing to show yet; 0 if the demo could end early with what it knew.
+    assert process.returncode in (130, 0), told
     assert "interrupted" in told or process.returncode == 0
     assert "Traceback" not in told
     if (tmp_path / "out" / "run.json").exists():
