@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.initialization import initial_values
+from openwork.layouts.chain import chain_, unchain_
 from openwork.layouts.conv import SparseConv2d, convolution_of, unsuited
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.layer import SparseLayer
@@ -95,6 +96,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
             layer = SparseLinear.from_values(replaced[name], values, dense.bias)
         layer.weight_values.requires_grad_(dense.weight.requires_grad)
         _swap(model, dense, layer.train(dense.training))
+    chain_(model)
     return replaced
 
 
@@ -114,6 +116,7 @@ def to_dense_(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(w.module, SparseLayer):
             masks[w.name] = w.module.topology.mask().view(w.shape)
             _swap(model, w.module, w.module.to_dense())
+    unchain_(model)
     return masks
 
 
