@@ -77,7 +77,7 @@ def save(
         tensors={
             t.name: Entry(t.layout, t.shape, str(t.dtype).removeprefix("torch."), t.kept) for t in stored
         },
-        sparse_linear=tuple(sparse) if storage == "sparse" else (),
+        sparse_layers=tuple(sparse) if storage == "sparse" else (),
         shared=shared,
         history=_checked_history(history or ()),
         sha256={key: array_digest(array) for key, array in arrays.items()},
