@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +38,8 @@ class RandomSearch(Pruning):
         trials: how many masks to try; 100.
         allocation: ``erk``, as for a single random mask.
     """
+
+    before_training: ClassVar[bool] = True
 
     allocation: str | Allocation = "erk"
     trials: int = 100
