@@ -67,6 +67,8 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "probes.persistence": ["Persistence", "persistence"],
+    "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
@@ -122,6 +124,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import Pretraining as Pretraining
     from openwork.probes.average_parameters import fit_average_law as fit_average_law
     from openwork.probes.average_parameters import pretraining as pretraining
+    from openwork.probes.persistence import Persistence as Persistence
+    from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.topology import Wiring as Wiring
+    from openwork.probes.topology import topology as topology
     from openwork.probes.width_bound import Capacity as Capacity
     from openwork.probes.width_bound import er_capacity as er_capacity
     from openwork.prune.grasp import GraSP as GraSP
