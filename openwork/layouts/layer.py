@@ -335,7 +335,8 @@ class SparseLayer(nn.Module, Generic[P]):
                 f"{described(values)}"
             )
         device = self.weight_values.device
-        self._replace(topology.to(device), self.weight_values.new_empty(topology.kept))
+        # The values too: the state that is loaded may be this layer's own, and lie where room is made.
+        self._replace(topology.to(device), values.to(device, self.weight_values.dtype))
 
 
 def _found(thing: object) -> str:
