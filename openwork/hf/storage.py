@@ -64,7 +64,7 @@ class SparseStorage(HfQuantizer):  # type: ignore[misc]  # transformers is not a
         self._folded: dict[str, _Folded] = {}
 
     def _process_model_before_weight_loading(
-        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **others: Any
     ) -> None:
         if not checkpoint_files or not all(str(file).endswith(".safetensors") for file in checkpoint_files):
             raise FileError(
@@ -87,7 +87,7 @@ class SparseStorage(HfQuantizer):  # type: ignore[misc]  # transformers is not a
             owner, _, parameter = own.rpartition(".")
             self._folded[own] = _Folded(model.get_submodule(owner), parameter, entry, names[own] in layers)
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: nn.Module, **others: Any) -> nn.Module:
         for name, folded in self._folded.items():
             if hasattr(folded.module, "_hf_hook"):
                 raise FileError(
