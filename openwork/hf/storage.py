@@ -74,7 +74,7 @@ class SparseStorage(HfQuantizer):  # type: ignore[misc]  # transformers is not a
             header = read_layout(container)
             for name, entry in header.tensors.items():
                 read_one(container, header, name, entry)  # it goes on only when every array is proven
-        layers = () if self.quantization_config.dense else tuple(map(weight_of, header.sparse_linear))
+        layers = () if self.quantization_config.dense else tuple(map(weight_of, header.sparse_layers))
         # another head, or none: transformers tells what it left out
         names = _own_names(model, header.tensors)
         sparse = {
