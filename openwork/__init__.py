@@ -29,6 +29,7 @@ _PUBLIC = {
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
+    "layouts.embedding": ["SparseEmbedding"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
@@ -110,6 +111,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.embedding import SparseEmbedding as SparseEmbedding
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
