@@ -110,7 +110,7 @@ def sparsify_(
             keyword arguments) will do for calibration. Read once for each round, and once for calibration.
         loss: ``loss(outputs, targets)`` for scores that are gradients; cross entropy by default.
         walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``true_sequential``, ``targets``,
-            ``offload``, ``checkpoint``.
+            ``errors``, ``offload``, ``checkpoint``.
 
     Returns:
         The plan and the masks; from calibration, with the table of what each stage did to each layer. Kept counts are exact, ties

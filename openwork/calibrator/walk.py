@@ -48,6 +48,7 @@ def calibrate_(
     blocks: str = "auto",
     true_sequential: bool = False,
     targets: Targets = "dense_on_sparse_inputs",
+    errors: bool = False,
     offload: str | os.PathLike[str] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Calibration:
@@ -65,6 +66,7 @@ def calibrate_(
         targets: what stages that work on whole blocks reproduce: the outputs of the dense block on the inputs that the compressed
             blocks before it give (``"dense_on_sparse_inputs"``, default), or those of the dense model (``"dense_stream"``, which
             carries a second stream of activations along).
+        errors: put the error of each layer in the table though no stage needs ``X^T X``, which it takes.
         offload: keep activations in files in this folder instead of in memory.
         checkpoint: folder for what is done, block by block. After a kill, the same call on the same dense model goes on from
             there and ends in the same bits. Delete it when all is well.
@@ -83,6 +85,7 @@ def calibrate_(
     with all_or_nothing(model) as undo, at_rest(model):
         walk = _Walk(model, tuple(stages), batches, masks or {}, blocks, undo)
         walk.true_sequential, walk.dense_stream = true_sequential, targets == "dense_stream"
+        walk.wanted = replace(walk.wanted, gram=walk.wanted.gram or errors)
         walk.offload = None if offload is None else Path(offload)
         if checkpoint is not None:
             settings = (sorted(walk.given), blocks, true_sequential, targets)

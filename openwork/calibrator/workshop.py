@@ -148,10 +148,10 @@ class Workshop:
         seconds = time.perf_counter() - began
         self._write(m, solution, mask)
         effective = solution.weight if solution.effective is None else solution.effective
-        error = layer.error(effective) if self._errors else None
+        bias = layer.bias if solution.bias is None else solution.bias
+        error = layer.error(effective, bias) if self._errors else None
         kept = int(mask.sum())
         self.lines.append(Line(m.name, stage.name, mask.numel(), kept, error, seconds))
-        bias = layer.bias if solution.bias is None else solution.bias
         parts = {**layer.parts, **solution.parts}
         return dataclasses.replace(
             layer, weight=solution.weight, mask=mask, kept=kept, bias=bias, parts=parts
