@@ -21,6 +21,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
+    "layer_allocation": ["OWL", "AlphaPruning"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -47,6 +48,15 @@ _PUBLIC = {
         "save",
         "save_checkpoint",
     ],
+    "calibrate.admm": ["ADMM"],
+    "calibrate.alps": ["ALPS"],
+    "calibrate.bias_correct": ["BiasCorrect"],
+    "calibrate.column_sweep": ["ColumnSweep"],
+    "calibrate.dsnot": ["DSnoT"],
+    "calibrate.flap": ["FLAP"],
+    "calibrate.refit": ["Refit"],
+    "calibrate.ria": ["RIA"],
+    "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
@@ -94,6 +104,15 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.admm import ADMM as ADMM
+    from openwork.calibrate.alps import ALPS as ALPS
+    from openwork.calibrate.bias_correct import BiasCorrect as BiasCorrect
+    from openwork.calibrate.column_sweep import ColumnSweep as ColumnSweep
+    from openwork.calibrate.dsnot import DSnoT as DSnoT
+    from openwork.calibrate.flap import FLAP as FLAP
+    from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.ria import RIA as RIA
+    from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
     from openwork.files import FileError as FileError
@@ -109,6 +128,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Growth as Growth
     from openwork.growth import Momentum as Momentum
     from openwork.growth import Random as Random
+    from openwork.layer_allocation import OWL as OWL
+    from openwork.layer_allocation import AlphaPruning as AlphaPruning
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
