@@ -58,6 +58,7 @@ _PUBLIC = {
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
     "train.pgf_nm": ["PGF"],
+    "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
@@ -75,6 +76,7 @@ _PUBLIC = {
     "prune.random_search": ["RandomSearch"],
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
+    "features": ["Features", "select_features"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -90,6 +92,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.features import Features as Features
+    from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect
@@ -160,6 +164,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
