@@ -46,6 +46,7 @@ _PUBLIC = {
     ],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
+    "train.bitwise": ["Bitwise"],
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
     "train.dnw": ["DNW"],
@@ -77,6 +78,10 @@ _PUBLIC = {
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
+    "factor.monarch": ["Monarch"],
+    "factor.pixelfly": ["Pixelfly"],
+    "factor.rps": ["RPS"],
+    "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -92,6 +97,9 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.factor.monarch import Monarch as Monarch
+    from openwork.factor.pixelfly import Pixelfly as Pixelfly
+    from openwork.factor.rps import RPS as RPS
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -141,6 +149,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.prune.synflow import SynFlow as SynFlow
     from openwork.pruner import Pruned as Pruned
     from openwork.pruner import sparsify_ as sparsify_
+    from openwork.restructuring import Restructured as Restructured
+    from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
     from openwork.schedules import Linear as Linear
     from openwork.schedules import OneShot as OneShot
@@ -152,6 +162,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.storage import to_sparse_ as to_sparse_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
+    from openwork.train.bitwise import Bitwise as Bitwise
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
     from openwork.train.dnw import DNW as DNW
