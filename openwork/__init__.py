@@ -50,6 +50,7 @@ _PUBLIC = {
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
     "train.dnw": ["DNW"],
+    "train.dsl_rec": ["DSL"],
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
@@ -81,6 +82,7 @@ _PUBLIC = {
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
+    "factor.sparse_ift": ["SparseIFT", "wide"],
     "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -100,6 +102,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.factor.monarch import Monarch as Monarch
     from openwork.factor.pixelfly import Pixelfly as Pixelfly
     from openwork.factor.rps import RPS as RPS
+    from openwork.factor.sparse_ift import SparseIFT as SparseIFT
+    from openwork.factor.sparse_ift import wide as wide
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -166,6 +170,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
     from openwork.train.dnw import DNW as DNW
+    from openwork.train.dsl_rec import DSL as DSL
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet

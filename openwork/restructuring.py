@@ -1,4 +1,4 @@
-"""Gives the linear layers of a model another form, made of fewer numbers.
+"""Gives layers of a model another form: fewer numbers, or more places for as many.
 
 done = ow.restructure_(model, ow.Monarch(blocks=4))
 print(done)                                     # layer, numbers before and after, how near it came
@@ -10,11 +10,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from openwork.layouts.structured import StructuredLinear
 from openwork.method import Method
 from openwork.plan import plan, unwrapped
 
@@ -33,9 +34,11 @@ class Restructuring(Method):
     """
 
     reads_zeros: ClassVar[bool] = True
+    takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    """Which layers it has a form for; subclasses of them are others."""
 
     @abstractmethod
-    def forms(self, layers: Mapping[str, nn.Linear]) -> Mapping[str, nn.Module | str]:
+    def forms(self, layers: Mapping[str, Any]) -> Mapping[str, nn.Module | str]:
         """The new module of each layer, or why it stays as it is.
 
         Args:
@@ -49,18 +52,18 @@ class Restructured:
 
     Attributes:
         name: of the weight.
-        shape: ``(out, in)``.
+        shape: ``(out, in, *kernel)``.
         before: numbers in the weight.
         after: numbers that it is made of now; as before where it stays.
-        error: ``|W - W'| / |W|`` in the Frobenius norm; of a fresh start about ``sqrt(2)``.
+        error: ``|W - W'| / |W|`` in the Frobenius norm; of a fresh start about ``sqrt(2)``; None where there is no ``W'``.
         why: what became of it.
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     before: int
     after: int
-    error: float
+    error: float | None
     why: str
 
 
@@ -83,15 +86,15 @@ class Restructurings:
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
         lines = [
-            f"{row.name.ljust(width)}  {row.shape[0]}x{row.shape[1]}  {row.before} -> {row.after}  "
-            f"error {row.error:.4f}  {row.why}"
+            f"{row.name.ljust(width)}  {'x'.join(map(str, row.shape))}  {row.before} -> {row.after}  "
+            f"{'' if row.error is None else f'error {row.error:.4f}  '}{row.why}"
             for row in self.rows
         ]
         return "\n".join([*lines, f"{self.before} -> {self.after} numbers"])
 
 
 def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
-    """Replace the linear layers of ``model`` by the forms of ``method``, in place.
+    """Replace layers of ``model`` by the forms of ``method``, in place.
 
     Which layers is said by ``method.include`` and ``method.exclude``. Layers with shared weights, and those that the form
     does not fit, stay, each with the reason. Make the optimizer afterwards: the layers have new parameters.
@@ -111,43 +114,40 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
     for module in model.modules():
         for p in module.parameters(recurse=False):
             owners[id(p)] = owners.get(id(p), 0) + 1
-    layers: dict[str, nn.Linear] = {}
+    layers: dict[str, Any] = {}
     for w in weights:
-        if type(w.module) is nn.Linear and owners[id(w.parameter)] == 1 and w.module is not model:
+        if type(w.module) in method.takes and owners[id(w.parameter)] == 1 and w.module is not model:
             layers[w.name] = w.module
     found = method.forms(layers)
     rows, counted = [], set[int]()
     for name, layer in layers.items():
         form, before = found[name], layer.weight.numel()
-        shape = layer.out_features, layer.in_features
+        shape = tuple(layer.weight.shape)
         if isinstance(form, str):
             rows.append(Restructured(name, shape, before, before, 0.0, form))
             continue
         own = [p for part, p in form.named_parameters() if part != "bias" and id(p) not in counted]
         counted |= {id(p) for p in own}  # what layers share counts once, for the first of them
         after = sum(p.numel() for p in own)
-        rows.append(Restructured(name, shape, before, after, _error(layer, form), method.name))
+        rows.append(Restructured(name, shape, before, after, _error(layer.weight, form), method.name))
     replaced = {layers[name]: form for name, form in found.items() if isinstance(form, nn.Module)}
     if not replaced:
         reasons = (
             "; ".join(f"{row.name} ({row.why})" for row in rows)
-            or "the model has no linear layers of its own"
+            or "the model has no layers that it has a form for"
         )
         raise ValueError(f"{method.name} replaces nothing: {reasons}")
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if isinstance(child, nn.Linear) and child in replaced:
-                setattr(parent, name, replaced[child].to(child.weight.device).train(child.training))
+            if child is not None and child in replaced:
+                device = next(child.parameters()).device
+                setattr(parent, name, replaced[child].to(device).train(child.training))
     return Restructurings(tuple(rows))
 
 
 @torch.no_grad()
-def _error(layer: nn.Linear, form: nn.Module) -> float:
-    weight = layer.weight.detach()
-    identity = torch.eye(layer.in_features, dtype=weight.dtype, device=weight.device)
-    was_training = form.training
-    form.eval()
-    bias: Tensor | float = form(torch.zeros_like(identity[:1]))
-    made = (form(identity) - bias).T
-    form.train(was_training)
-    return float((made - weight).norm() / weight.norm().clamp(min=torch.finfo(weight.dtype).tiny))
+def _error(weight: Tensor, form: nn.Module) -> float | None:
+    if not isinstance(form, StructuredLinear):
+        return None
+    least = torch.finfo(weight.dtype).tiny
+    return float((form.dense() - weight).norm() / weight.norm().clamp(min=least))

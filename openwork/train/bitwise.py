@@ -25,9 +25,9 @@ class Bitwise(Restructuring):
         b = 1[x > 0]        W = c (-1)^sign * sum of 2^i b_i
         dL/dx_i = c (-1)^sign 2^i / 2^(k-1) * dL/dW                 dL/dx_sign = -2 c |W/c| / 2^(k-1) * dL/dW
 
-    for ``k`` magnitude bits. Weights start random: a fraction ``2^-k`` of them is zero, and where the magnitude is zero the sign
-    has no gradient, so many stay there: with more bits, more and more of them. ``c`` is fixed, so that weights begin with He's deviation; the division by
-    ``2^(k-1)`` keeps the gradients of high bits in bounds. The weights that were there play no part.
+    for ``k`` magnitude bits. Weights start random: a fraction ``2^-k`` of them is zero. Where the magnitude is zero the sign has
+    no gradient, so many stay there: with more bits, more and more of them. ``c`` is fixed, so that weights begin with He's
+    deviation; the division by ``2^(k-1)`` keeps the gradients of high bits in bounds. The weights that were there play no part.
 
     Use an optimizer that adapts its step, such as Adam, without weight decay. ``layer.integers()`` gives the weight in units of
     ``c``, and :func:`openwork.to_dense_` an ordinary layer with exact zeros.
