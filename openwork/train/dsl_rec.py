@@ -23,8 +23,8 @@ class DSL(RigL):
 
         drop  the smallest |w|              grow  as many of largest |m|, starting from zero
 
-    A batch has gradients only for the rows it reads, so ``m`` is a running mean of them instead of the gradient of one batch. Embeddings
-    stay dense unless named: ``include=("users.*", "items.*")``. The other weights of the model take part as usual.
+    A batch has gradients only for the rows it reads, so ``m`` is a running mean of them instead of the gradient of one batch.
+    Embeddings stay dense unless named: ``include=("users.*", "items.*")``. The other weights of the model take part as usual.
 
     Args:
         sparsity, allocation: 0.5 and ``uniform``, as in the paper.
@@ -34,8 +34,8 @@ class DSL(RigL):
         grow: ``momentum``, the running mean, which decays by 0.9 a step.
         replace: updates come after the optimizer's step.
 
-    Differences from the authors' code: the running mean, where theirs looks at one batch. Stored as positions and values, a table is
-    smaller than a dense one from about 50 % sparsity on.
+    Differences from the authors' code: the running mean, where theirs looks at one batch. Stored as positions and values, a table
+    is smaller than a dense one from about 50 % sparsity on.
     """
 
     sparsity: float = 0.5

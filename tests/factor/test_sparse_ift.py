@@ -11,12 +11,13 @@ from openwork.layouts.branches import Branches
 
 @pytest.mark.parametrize(
     ("sparsity", "doped", "doped_count", "factorized", "factorized_count"),
-    [(0.5, 28, 36352, 116, 37120), (0.75, 43, 36736, 231, 36960), (0.9, 51, 36326, 577, 36928)],
+    [(0.5, 28, 36352, 116, 37120), (0.75, 43, 36736, 231, 36960), (0.9, 51, 36326, 576, 36864)],
 )
 def test_the_ranks_of_a_convolution(sparsity, doped, doped_count, factorized, factorized_count):
     inputs, outputs = 9 * 64, 64
     assert doped_rank(inputs, outputs, sparsity) == doped
     assert round((1 - sparsity) * inputs * outputs) + doped * (inputs + outputs) == doped_count
+    # the paper's 577 at 0.9 comes from rounding up 576.0000000000001
     assert factorized_rank(inputs, outputs, sparsity) == factorized
     assert round((1 - sparsity) * factorized * (inputs + outputs)) == factorized_count
 
@@ -127,4 +128,4 @@ def test_wider_and_sparser_at_equal_cost_on_digits():
     assert losses == pytest.approx(GOLDEN, rel=0.25)
 
 
-GOLDEN = {"dense": 0.0, "static": 0.0, "rigl": 0.0}
+GOLDEN = {"dense": 0.471, "static": 0.215, "rigl": 0.202}
