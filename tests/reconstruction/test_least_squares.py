@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reconstruction.layers import layer, random_mask
 
 from openwork.patterns import Groups
 from openwork.reconstruction import least_squares as page
 from openwork.reconstruction.gradient import conjugate_gradients
 from openwork.reconstruction.hessian import damped, layer_error
 from openwork.reconstruction.least_squares import least_squares
+from tests.reconstruction.layers import layer, random_mask
 
 
 @settings(max_examples=15)
