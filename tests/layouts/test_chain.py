@@ -1,6 +1,7 @@
 import copy
 import io
 from collections import OrderedDict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def sequential(*between: nn.Module, sizes: tuple[int, ...] = (70, 50, 33, 40, 7)
     """Sparse layers with `between` behind each, then a dense one."""
     modules = OrderedDict()
     generator = torch.Generator().manual_seed(1)
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:-1], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes[:-1])):
         modules[f"fc{i}"] = SparseLinear(inputs, outputs, sparsity=0.8, generator=generator)
         for j, module in enumerate(between):
             modules[f"act{i}{j}"] = copy.deepcopy(module)
@@ -152,7 +153,7 @@ def test_whoever_looks_at_an_activation_sees_rows():
     chain.fc1.observe = True
     chain(x).sum().backward()
     ((inputs, gradients),) = chain.fc1.observations
-    assert inputs.shape == (128, 50) and gradients.shape == (128, 33)
+    assert (inputs.shape, gradients.shape) == ((128, 50), (128, 33))
 
 
 def test_other_types_take_the_ordinary_way():
@@ -201,9 +202,11 @@ def test_to_sparse_makes_chains_and_to_dense_ends_them():
     stream.seek(0)
     loaded = torch.load(stream, weights_only=False)
     x = torch.randn(64, 4, 5)
-    assert torch.equal(loaded(x), model(x)) and torch.equal(again(x), model(x))
+    for copied in (loaded, again):
+        assert torch.equal(copied(x), model(x))
     ow.to_dense_(model)
-    assert type(model) is nn.Sequential and list(model.state_dict()) == names
+    assert type(model) is nn.Sequential
+    assert list(model.state_dict()) == names
 
 
 def test_models_that_branch_and_reshape_keep_their_results():
