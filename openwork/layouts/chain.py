@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from openwork.kernels.chain import Stage, chained_linear
 from openwork.kernels.index import TILE_WIDTH
-from openwork.kernels.linear import is_native
 from openwork.kernels.tiles import pack_tiles
 from openwork.layouts.linear import SparseLinear
+from openwork.layouts.packed import PackedLinear
 
 POINTWISE = (
     nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.ReLU6, nn.Hardtanh,
@@ -29,6 +30,8 @@ POINTWISE = (
 )  # fmt: skip
 """Modules that see each element alone, so they do not care how the elements lie. (Dropout draws its numbers in the order of
 memory: on tiles it would be as good, but not the same.)"""
+
+LAYERS = (SparseLinear, PackedLinear)
 
 LARGEST_PADDING = 1 / 4
 """The part of the last tile's work that may be for samples that the batch does not have, of the work on all tiles. Above, narrow
@@ -48,6 +51,12 @@ class Link:
     layer: SparseLinear
     activation: str
     after: tuple[nn.Module, ...]
+
+    @property
+    def stage(self) -> Stage:
+        """The link as the kernels see it."""
+        layer = self.layer
+        return Stage(layer.prepared, layer.weight_values, layer.bias, self.activation == "relu")
 
 
 class Chain(nn.Sequential):
@@ -85,7 +94,7 @@ def links(modules: Sequence[nn.Module | None], at: int = 0) -> tuple[list[Link],
     found: list[Link] = []
     while at < len(modules):
         layer = modules[at]
-        if type(layer) is not SparseLinear or _is_watched(layer):
+        if type(layer) not in LAYERS or _is_watched(layer):
             break
         at += 1
         after = []
@@ -115,15 +124,22 @@ def unchain_(model: nn.Module) -> None:
 
 def _run(x: Tensor, found: Sequence[Link]) -> Tensor:
     x = found[0].layer._in_precision(x)
-    batch, tiles = x.shape[0], pack_tiles(x)
+    if any(type(link.layer) is not SparseLinear for link in found) or any(link.after for link in found[:-1]):
+        y = _one_by_one(x, found)
+    else:
+        y = chained_linear(x, [link.stage for link in found])
+    for module in found[-1].after:
+        y = module(y)
+    return y
+
+
+def _one_by_one(x: Tensor, found: Sequence[Link]) -> Tensor:
+    tiles = pack_tiles(x)
     for link in found[:-1]:
         tiles = link.layer.on_tiles(tiles, link.activation)
         for module in link.after:
             tiles = module(tiles)
-    y = found[-1].layer.on_tiles(tiles, found[-1].activation, batch)
-    for module in found[-1].after:
-        y = module(y)
-    return y
+    return found[-1].layer.on_tiles(tiles, found[-1].activation, x.shape[0])
 
 
 def _suits(x: Tensor, found: Sequence[Link]) -> bool:
@@ -134,16 +150,12 @@ def _suits(x: Tensor, found: Sequence[Link]) -> bool:
     padding = -batch % TILE_WIDTH
     if padding > LARGEST_PADDING * (batch + padding) or batch == 0:
         return False
+    # A transform knows no rule for tiles, and a recorded trace would hold on to this very size of batch.
     if not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     ):
         return False
-    x = x[:0] if torch.is_autocast_enabled(x.device.type) else x
-    return all(
-        is_native(link.layer._in_precision(x), link.layer.weight_values, link.layer.bias)
-        and not link.layer.observe
-        for link in found
-    )
+    return all(link.layer.takes_tiles(x) for link in found)
 
 
 def _is_watched(module: nn.Module) -> bool:
