@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,32 +71,33 @@ class Chain(nn.Sequential):
         """Turn an ``nn.Sequential`` into a chain: the same object, so that whoever holds it has the chain."""
         sequential.__class__ = cls
 
-    def release(self) -> None:
-        """Become an ordinary ``nn.Sequential`` again."""
-        self.__class__ = nn.Sequential  # type: ignore[assignment]
+    @staticmethod
+    def release(sequential: nn.Sequential) -> None:
+        """Turn a chain into an ordinary ``nn.Sequential`` again."""
+        sequential.__class__ = nn.Sequential
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Sequential``."""
-        modules = list(self._modules.values())
+        modules = list(self)
         at = 0
         while at < len(modules):
             found, end = links(modules, at)
             if len(found) > 1 and _suits(x, found):
                 x, at = _run(x, found), end
             else:
-                x, at = cast("nn.Module", modules[at])(x), at + 1
+                x, at = modules[at](x), at + 1
         return x
 
 
-def links(modules: Sequence[nn.Module | None], at: int = 0) -> tuple[list[Link], int]:
+def links(modules: Sequence[nn.Module], at: int = 0) -> tuple[list[Link], int]:
     """The links that begin with module ``at``, and where the first module stands that is not part of them."""
     found: list[Link] = []
     while at < len(modules):
         layer = modules[at]
-        if type(layer) not in LAYERS or _is_watched(layer):
+        if not isinstance(layer, SparseLinear) or type(layer) not in LAYERS or _is_watched(layer):
             break
         at += 1
-        after = []
+        after: list[nn.Module] = []
         while at < len(modules) and type(module := modules[at]) in POINTWISE and not _is_watched(module):
             after.append(module)
             at += 1
@@ -110,7 +110,7 @@ def chain_(model: nn.Module) -> None:
     """Turn every ``nn.Sequential`` in ``model`` that has sparse layers to chain into a :class:`Chain`, in place."""
     for module in model.modules():
         if type(module) is nn.Sequential:
-            modules = list(module._modules.values())
+            modules = list(module)
             if any(len(links(modules, at)[0]) > 1 for at in range(len(modules))):
                 Chain.adopt(module)
 
@@ -119,7 +119,7 @@ def unchain_(model: nn.Module) -> None:
     """Turn every :class:`Chain` in ``model`` into an ordinary ``nn.Sequential`` again, in place."""
     for module in model.modules():
         if type(module) is Chain:
-            module.release()
+            Chain.release(module)
 
 
 def _run(x: Tensor, found: Sequence[Link]) -> Tensor:
@@ -142,7 +142,7 @@ def _one_by_one(x: Tensor, found: Sequence[Link]) -> Tensor:
     return found[-1].layer.on_tiles(tiles, found[-1].activation, x.shape[0])
 
 
-def _suits(x: Tensor, found: Sequence[Link]) -> bool:
+def _suits(x: object, found: Sequence[Link]) -> bool:
     """Whether ``x`` can go through the links in tiles."""
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != found[0].layer.in_features:
         return False

@@ -32,7 +32,7 @@ def chain_where_faster_(model: nn.Module, example_inputs: Any, seconds: float) -
 
     def layers() -> object:
         for chain in chains:
-            chain.release()
+            Chain.release(chain)
         return run(model, example_inputs)
 
     def chained() -> object:

@@ -170,7 +170,7 @@ def test_other_types_take_the_ordinary_way():
 def test_autocast():
     chain, x = chained(sequential(nn.ReLU())), torch.randn(64, 70)
     plain = copy.deepcopy(chain)
-    plain.release()
+    Chain.release(plain)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(chain(x), plain(x))
         assert torch.equal(chain(x.bfloat16()), plain(x.bfloat16()))
