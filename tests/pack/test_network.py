@@ -107,6 +107,7 @@ def test_networks_compute_the_model_before(
     assert [told.form for told in decisions.whole] == [form]
     assert "as a whole" in str(decisions)
     assert isinstance(model.forward, Runner)
+    assert model.forward.networks[images].fits(x)
     for count in (images, 1, images + 16):  # memory of its own for each, and results nobody overwrites
         y = torch.randn(count, 3, *size)
         first, second = model(x), model(y)
