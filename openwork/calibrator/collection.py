@@ -36,17 +36,18 @@ class Collection:
         self._statistics: dict[str, Statistics] = {}
 
     def __getitem__(self, layer: Matrix) -> Statistics:
-        """Statistics of a layer. For an expert that no token chose they say that all inputs are alike.
+        """Statistics of a layer. For an expert that no token chose, while others were, they say that all inputs are alike.
 
         Raises:
-            ValueError: nothing was seen to read through the layer, and it is no expert.
+            ValueError: nothing was seen to go through the parameter.
         """
         leader = self._leader.get(layer.name)
         if leader is not None and self._statistics[leader].count:
             return self._statistics[leader]
-        if layer.of == 1:
+        if not any(other.weight is layer.weight and other.name in self._leader for other in self._layers):
             raise ValueError(
-                f"no batch of the calibration data was seen to go through {layer.name}: exclude it, exclude=({layer.name!r},)"
+                f"no batch of the calibration data was seen to go through {layer.weight.name}: "
+                f"exclude it, exclude=({layer.weight.name!r},)"
             )
         return Statistics.of_unit_inputs(layer.matrix_shape[1], **self._options(layer))
 
