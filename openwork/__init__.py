@@ -69,6 +69,9 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "finetune.lora": ["Adapters", "LoRA", "adapt_"],
+    "finetune.perp": ["PERP"],
+    "finetune.perp_blocks": ["PERPBlocks"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
     "prune.snip": ["SNIP"],
@@ -98,6 +101,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.finetune.lora import Adapters as Adapters
+    from openwork.finetune.lora import LoRA as LoRA
+    from openwork.finetune.lora import adapt_ as adapt_
+    from openwork.finetune.perp import PERP as PERP
+    from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth

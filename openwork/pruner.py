@@ -17,7 +17,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, Stage, calibrate_
+from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelCalibrated, Stage, calibrate_
 from openwork.method import Method
 from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
 from openwork.scores import Batch, Loss, Scores
@@ -81,7 +81,7 @@ def sparsify_(
 @overload
 def sparsify_(
     model: nn.Module,
-    method: Stage | Sequence[Stage | Pruning],
+    method: Stage | ModelCalibrated | Sequence[Stage | ModelCalibrated | Pruning],
     *,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -91,7 +91,7 @@ def sparsify_(
 
 def sparsify_(
     model: nn.Module,
-    method: Pruning | Stage | Sequence[Stage | Pruning],
+    method: Pruning | Stage | ModelCalibrated | Sequence[Stage | ModelCalibrated | Pruning],
     *,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -103,7 +103,7 @@ def sparsify_(
         model: any module; its weights change (and biases, where a stage corrects them), nothing else.
         method: how to choose and how many to keep, such as ``ow.Magnitude(sparsity=0.9)``; or a recipe, a list of stages that
             work on one layer after another from calibration data, such as ``[ow.Wanda(sparsity=0.5), ow.Refit()]``. A recipe may
-            begin with methods that score the whole model, whose masks it then starts from.
+            begin with methods that score the whole model, whose masks it then starts from, and end with some that train it.
         data: batches ``(inputs, targets)`` for methods that look at data; a batch of inputs alone (a tensor, or a dict of
             keyword arguments) will do for calibration. Read once for each round, and once for calibration.
         loss: ``loss(outputs, targets)`` for scores that are gradients; cross entropy by default.
@@ -119,7 +119,7 @@ def sparsify_(
     """
     stages = list(method) if isinstance(method, Sequence) else [method]
     for stage in stages:
-        if not isinstance(stage, (Pruning, Calibrated, BlockCalibrated)):
+        if not isinstance(stage, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
             raise TypeError(
                 f"{type(stage).__name__} works while a model trains: use ow.attach(model, optimizer, method)"
             )
@@ -132,7 +132,7 @@ def sparsify_(
 
 def _recipe(
     model: nn.Module,
-    stages: Sequence[Pruning | Stage],
+    stages: Sequence[Pruning | Stage | ModelCalibrated],
     data: Iterable[Any] | None,
     loss: Loss | None,
     walk: Mapping[str, Any],
@@ -140,10 +140,11 @@ def _recipe(
     """Score the whole model first, for the masks only; then calibrate, from the dense weights and those masks."""
     scoring = [stage for stage in stages if isinstance(stage, Pruning)]
     calibrated = [stage for stage in stages if isinstance(stage, (Calibrated, BlockCalibrated))]
-    if not calibrated or list(stages) != [*scoring, *calibrated]:
+    training = [stage for stage in stages if isinstance(stage, ModelCalibrated)]
+    if not (calibrated or training) or list(stages) != [*scoring, *calibrated, *training]:
         raise ValueError(
-            "a recipe begins with the methods that score the whole model, if any, and goes on with stages that calibrate; "
-            f"this one is {', '.join(stage.name for stage in stages) or 'empty'}"
+            "a recipe begins with the methods that score the whole model, if any, goes on with stages that calibrate, and ends "
+            f"with those that train the whole model; this one is {', '.join(stage.name for stage in stages) or 'empty'}"
         )
     if data is not None and not isinstance(data, (list, tuple)):
         data = list(data)
@@ -157,7 +158,7 @@ def _recipe(
             for name, p in unwrapped(model).named_parameters():
                 if name in before:
                     p.copy_(before[name])
-    return calibrate_(model, calibrated, data=data, masks=masks, **walk)
+    return calibrate_(model, calibrated, data=data, masks=masks, afterwards=training, loss=loss, **walk)
 
 
 def _prune(model: nn.Module, method: Pruning, data: Iterable[Batch] | None, loss: Loss | None) -> Pruned:

@@ -25,6 +25,7 @@ from openwork.calibrator.contract import (
     BlockCalibrated,
     Calibrated,
     Layer,
+    ModelCalibrated,
     Solution,
     Stage,
     zeros_stay,
@@ -33,8 +34,9 @@ from openwork.calibrator.planning import beginning, plans, share
 from openwork.calibrator.report import Calibration, Line
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
-from openwork.plan import Row, unwrapped
+from openwork.plan import Plan, Row, plan, prunable, unwrapped
 from openwork.progress import phase
+from openwork.scores import Loss
 
 SAMPLES = 2048
 """Tokens kept as they are for methods that need samples."""
@@ -46,6 +48,8 @@ def calibrate_(
     *,
     data: Iterable[Any] | None,
     masks: Mapping[str, Tensor] | None = None,
+    afterwards: Sequence[ModelCalibrated] = (),
+    loss: Loss | None = None,
     blocks: str = "auto",
     offload: Path | None = None,
 ) -> Calibration:
@@ -56,6 +60,8 @@ def calibrate_(
         stages: what to do with each layer, in order.
         data: calibration batches, see :class:`openwork.calibrator.batches.Batches`.
         masks: parameter name -> boolean mask ``[out, in, *kernel]`` to begin with; the zeros of the model by default.
+        afterwards: what to do with the whole model when every block is done.
+        loss: of outputs and targets, for those.
         blocks: where the blocks are, see :func:`openwork.blocks.stacks`.
         offload: keep recorded activations in files in this folder.
 
@@ -64,9 +70,45 @@ def calibrate_(
             it was then, after any error.
     """
     model = unwrapped(model)
+    data = list(data or ())
     batches = Batches(data)
     with all_or_nothing(model) as undo, at_rest(model):
-        return _Walk(model, tuple(stages), batches, masks or {}, blocks, offload, undo).run()
+        if stages:
+            done = _Walk(model, tuple(stages), batches, masks or {}, blocks, offload, undo).run()
+            undo.remember(model)
+        else:
+            undo.remember(model)
+            done = _as_it_is(model, afterwards[0], masks or {})
+        for stage in afterwards:
+            done = _solve_model(stage, model, done, data, loss)
+        return done
+
+
+def _as_it_is(model: nn.Module, reader: ModelCalibrated, masks: Mapping[str, Tensor]) -> Calibration:
+    """Where no stage works on layers or blocks: what is kept is what the masks say, or else the zeros of the model."""
+    table = plan(model, reader)
+    kept = {row.name: beginning(row, masks) for row in table.sparse}
+    for row in table.sparse:
+        row.weight.oriented(row.weight.parameter.detach()).masked_fill_(~kept[row.name], 0)
+    rows = [dataclasses.replace(r, kept=int(kept[r.name].sum())) if r.name in kept else r for r in table]
+    return Calibration(Plan(reader, tuple(rows)), kept, ())
+
+
+def _solve_model(
+    stage: ModelCalibrated, model: nn.Module, done: Calibration, data: Sequence[Any], loss: Loss | None
+) -> Calibration:
+    began = time.perf_counter()
+    with torch.enable_grad():
+        said = stage.solve_model(model, done.masks, data, loss)
+    weights = {w.name: w for w in prunable(model)}
+    for name, mask in done.masks.items():
+        if not zeros_stay(weights[name].oriented(weights[name].parameter.detach()), mask):
+            raise ValueError(f"{stage.name} filled zeros of {name}: nothing was changed")
+    size, kept = sum(m.numel() for m in done.masks.values()), sum(int(m.sum()) for m in done.masks.values())
+    seconds = time.perf_counter() - began
+    line = Line("all layers", stage.name, size, kept, None, seconds)
+    parts = {**done.parts, stage.name: said} if said else done.parts
+    return dataclasses.replace(done, lines=(*done.lines, line), parts=parts, seconds=done.seconds + seconds)
 
 
 class _Walk:
@@ -119,6 +161,8 @@ class _Walk:
         whole = any(isinstance(stage, BlockCalibrated) for stage in self.stages)
         statistics, targets = self._collect(block, layers, stream, keep=whole)
         states = {m.name: self._state(m, statistics) for m in layers}
+        for m in layers:  # what the masks to begin with prune is pruned before any stage works
+            m.view(m.weight.parameter.detach()).masked_fill_(~states[m.name].mask.view(m.shape), 0)
         for stage, rows in zip(self.stages, self.rows, strict=True):
             if isinstance(stage, BlockCalibrated):
                 self._solve_block(stage, name, block, layers, stream, targets)
@@ -211,7 +255,7 @@ class _Walk:
         masks = {names[id(m.weight.parameter)]: m.weight.restored(self.masks[m.weight.name]) for m in layers}
         began = time.perf_counter()
         with torch.enable_grad():
-            stage.solve_block(
+            said = stage.solve_block(
                 Block(
                     name,
                     block,
@@ -222,6 +266,8 @@ class _Walk:
                 )
             )
         seconds = time.perf_counter() - began
+        if said:
+            self.parts.setdefault(name, {}).update(said)
         parameters = dict(block.named_parameters())
         for key, mask in masks.items():
             if not zeros_stay(parameters[key].detach(), mask):
