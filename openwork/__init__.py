@@ -45,6 +45,15 @@ _PUBLIC = {
         "save",
         "save_checkpoint",
     ],
+    "calibrate.admm": ["ADMM"],
+    "calibrate.alps": ["ALPS"],
+    "calibrate.bias_correct": ["BiasCorrect"],
+    "calibrate.column_sweep": ["ColumnSweep"],
+    "calibrate.dsnot": ["DSnoT"],
+    "calibrate.flap": ["FLAP"],
+    "calibrate.refit": ["Refit"],
+    "calibrate.ria": ["RIA"],
+    "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
@@ -91,6 +100,15 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.admm import ADMM as ADMM
+    from openwork.calibrate.alps import ALPS as ALPS
+    from openwork.calibrate.bias_correct import BiasCorrect as BiasCorrect
+    from openwork.calibrate.column_sweep import ColumnSweep as ColumnSweep
+    from openwork.calibrate.dsnot import DSnoT as DSnoT
+    from openwork.calibrate.flap import FLAP as FLAP
+    from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.ria import RIA as RIA
+    from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
     from openwork.files import FileError as FileError
