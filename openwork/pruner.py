@@ -17,7 +17,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from openwork.blocks import stacks
 from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelCalibrated, Stage, calibrate_
+from openwork.calibrator.afterwards import as_it_is, whole_or_nothing, work_on_model
+from openwork.calibrator.planning import left_dense, restricted
 from openwork.method import Method
 from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
 from openwork.scores import Batch, Loss, Scores
@@ -107,7 +110,8 @@ def sparsify_(
         data: batches ``(inputs, targets)`` for methods that look at data; a batch of inputs alone (a tensor, or a dict of
             keyword arguments) will do for calibration. Read once for each round, and once for calibration.
         loss: ``loss(outputs, targets)`` for scores that are gradients; cross entropy by default.
-        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``offload``.
+        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``true_sequential``, ``targets``,
+            ``errors``, ``offload``, ``checkpoint``.
 
     Returns:
         The plan and the masks; from calibration, with the table of what each stage did to each layer. Kept counts are exact, ties
@@ -148,17 +152,36 @@ def _recipe(
         )
     if data is not None and not isinstance(data, (list, tuple)):
         data = list(data)
+    model = unwrapped(model)
+    masks, chosen = _scored(model, scoring, data, loss, walk.get("blocks", "auto")) if scoring else ({}, None)
+    if not training:
+        return calibrate_(model, calibrated, data=data, masks=masks, chosen=chosen, **walk)
+    with whole_or_nothing(model):
+        if calibrated:
+            done = calibrate_(model, calibrated, data=data, masks=masks, chosen=chosen, **walk)
+        else:
+            done = as_it_is(model, training[0], masks, chosen)
+        for stage in training:
+            done = work_on_model(stage, model, done, data, loss)
+    return done
+
+
+def _scored(
+    model: nn.Module, scoring: Sequence[Pruning], data: Iterable[Any] | None, loss: Loss | None, blocks: str
+) -> tuple[dict[str, Tensor], Plan]:
+    """The masks that methods choose which score the whole model; it stays as it is."""
+    dense = left_dense(model, stacks(model, blocks))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    before = {name: p.detach().clone() for name, p in unwrapped(model).named_parameters()} if scoring else {}
     try:
         for stage in scoring:
-            masks |= _prune(model, stage, data, loss).masks
+            pruned = _prune(model, restricted(stage, dense), data, loss)
+            masks |= pruned.masks
     finally:
         with torch.no_grad():
-            for name, p in unwrapped(model).named_parameters():
-                if name in before:
-                    p.copy_(before[name])
-    return calibrate_(model, calibrated, data=data, masks=masks, afterwards=training, loss=loss, **walk)
+            for name, p in model.named_parameters():
+                p.copy_(before[name])
+    return masks, pruned.plan
 
 
 def _prune(model: nn.Module, method: Pruning, data: Iterable[Batch] | None, loss: Loss | None) -> Pruned:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelCalibrated
-from openwork.files.header import FileError
+from openwork.durable import FileError
 from openwork.hf.card import Card
 from openwork.hf.folder import load, load_tokenizer, nbytes, save
 from openwork.hf.judge import Judge, is_causal
