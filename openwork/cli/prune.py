@@ -36,6 +36,7 @@ def prune(
     blocks: str = "auto",
     format: Literal["dense", "sparse"] = "dense",
     evaluate: Path | None = None,
+    resume: bool = False,
     speed: bool = False,
     json: JSON = False,
 ) -> None:
@@ -79,6 +80,9 @@ def prune(
         "dense" loads everywhere; "sparse" is smaller on disk by what is pruned, and needs openwork to load.
     evaluate
         A file to measure quality on, before and after: text, or a table of sentence pairs for an encoder.
+    resume
+        Keep every finished block in the folder OUT.unfinished, which goes when all is done: after an interruption, the same
+        command goes on from there and ends in the same bits.
     speed
         Also time a window of text, the model as it was against the one that was saved.
     """
@@ -97,7 +101,15 @@ def prune(
 
     text = None if data is None else Data(data, samples, seqlen, batch, join, seed)
     found = compress(
-        model, out, stages, data=text, evaluate=evaluate, storage=format, speed=speed, blocks=blocks
+        model,
+        out,
+        stages,
+        data=text,
+        evaluate=evaluate,
+        storage=format,
+        resume=resume,
+        speed=speed,
+        blocks=blocks,
     )
     if json:
         show_json(_record(found, stages))

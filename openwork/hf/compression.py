@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelC
 from openwork.durable import FileError
 from openwork.hf.card import Card
 from openwork.hf.folder import load, load_tokenizer, nbytes, save
-from openwork.hf.judge import Judge, is_causal
+from openwork.hf.judge import Judge, is_causal, longest
 from openwork.method import Method
 from openwork.plan import prunable
 from openwork.pruner import Pruned, Pruning, sparsify_
@@ -82,6 +83,7 @@ def compress(
     data: Data | None = None,
     evaluate: str | os.PathLike[str] | None = None,
     storage: Literal["dense", "sparse"] = "dense",
+    resume: bool = False,
     speed: bool = False,
     **walk: Any,
 ) -> Compressed:
@@ -98,6 +100,7 @@ def compress(
         data: text to calibrate with.
         evaluate: a file to measure quality on, before and after.
         storage: of the result, see :func:`openwork.hf.save`.
+        resume: keep what is done, block by block, in the folder ``{out}.unfinished`` until all is, and go on from there.
         speed: also time a window of text, dense against what was saved, taking turns.
         walk: how calibration walks, see :func:`openwork.calibrator.calibrate_`.
 
@@ -108,10 +111,13 @@ def compress(
     began = time.perf_counter()
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise FileError(f"{out}: something is there already; name a folder that does not exist yet")
+    known = (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)
+    if other := [stage.name for stage in stages if not isinstance(stage, known)]:
+        raise ValueError(f"{other[0]} works while a model trains; here a trained model is made sparse")
     calibrated = [stage.name for stage in stages if not isinstance(stage, Pruning)]
     if calibrated and data is None:
         raise ValueError(
-            f"{', '.join(calibrated)} work from calibration data, and there is none: name a text"
+            f"calibration data is what {', '.join(calibrated)} works from, and there is none: name a text"
         )
     network = load(model, dense=True)
     tokenizer = load_tokenizer(model) if data or evaluate or speed else None
@@ -120,7 +126,8 @@ def compress(
     judge = None if evaluate is None else Judge(network, tokenizer, Path(evaluate), window)
     before = judge.measure() if judge else {}
     recipe = [_head_left_dense(network, stage) for stage in stages]
-    done = _sparsified(network, recipe, samples, walk)
+    unfinished = Path(f"{os.fspath(out).rstrip(os.sep)}.unfinished")
+    done = _sparsified(network, recipe, samples, {**walk, "checkpoint": unfinished} if resume else walk)
     after = judge.measure() if judge else {}
     found = Compressed(
         folder=os.fspath(out),
@@ -148,19 +155,21 @@ def compress(
 
     masks = done.masks if storage == "sparse" else None
     save(network, out, tokenizer=tokenizer, storage=storage, masks=masks, history=history, card=card)
+    if resume:
+        shutil.rmtree(unfinished, ignore_errors=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return dataclasses.replace(found, seconds=time.perf_counter() - began, peak=peak)
 
 
 def _window(network: Any, data: Data | None) -> int:
     """Tokens the model shall see at once: as many as asked for, else 2048, and no more than it reads."""
-    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+    most = longest(network) or LONGEST
     asked = None if data is None else data.seqlen
-    if asked is not None and asked > longest:
+    if asked is not None and asked > most:
         raise ValueError(
-            f"windows of {asked} tokens were asked for, and this model reads {longest}: ask for fewer"
+            f"windows of {asked} tokens were asked for, and this model reads {most}: ask for fewer"
         )
-    return min(LONGEST, longest) if asked is None else asked
+    return min(LONGEST, most) if asked is None else asked
 
 
 def _samples(network: Any, tokenizer: Any, data: Data, window: int) -> list[Any]:
@@ -187,16 +196,9 @@ def _sparsified(
 ) -> Pruned | Calibration:
     if len(stages) == 1 and isinstance(stages[0], Pruning):
         return sparsify_(network, stages[0], data=samples)
-    known = [
-        stage
-        for stage in stages
-        if isinstance(stage, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated))
-    ]
-    if other := [stage.name for stage in stages if stage not in known]:
-        raise ValueError(
-            f"{', '.join(other)} works while a model trains; here a trained model is made sparse"
-        )
-    return sparsify_(network, known, data=samples, **walk)
+    recipe: Any = list(stages)  # each is one that sparsify_ knows: that was proven first
+    done: Pruned | Calibration = sparsify_(network, recipe, data=samples, **walk)
+    return done
 
 
 def _layers(done: Pruned | Calibration) -> list[dict[str, object]]:

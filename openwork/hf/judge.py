@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openwork.quality import cosine, embed, perplexity, read_pairs, similarity
+from openwork.quality.similarity import Pair
 from openwork.text import documents
 from openwork.text.windows import encode
 
@@ -38,7 +39,9 @@ class Judge:
         self._model, self._tokenizer, self._window, self._file = model, tokenizer, window, file
         self._reference: Tensor | None = None
         self._tokens: Tensor | None = None
-        self._pairs, self._lines = None, []
+        self._pairs: list[Pair] | None = None
+        self._lines: list[str] = []
+        self._seqlen = min(128, longest(model) or 128)
         if file.suffix in (".tsv", ".csv"):
             self._pairs = read_pairs(file)
         elif is_causal(model):
@@ -46,7 +49,7 @@ class Judge:
         else:
             lines = (line.strip() for text in documents(file) for line in text.splitlines())
             self._lines = list(dict.fromkeys(line for line in lines if line))[:SENTENCES]
-            self._reference = embed(model, tokenizer, self._lines)
+            self._reference = embed(model, tokenizer, self._lines, seqlen=self._seqlen)
 
     def measure(self) -> dict[str, float]:
         """What is measured, by name, of the model as it is now."""
@@ -58,13 +61,19 @@ class Judge:
                 f"perplexity on {name} ({found.tokens} tokens, window {found.window}, stride {stride})": found.value
             }
         if self._pairs is not None:
-            agreement = similarity(self._model, self._tokenizer, self._pairs)
+            agreement = similarity(self._model, self._tokenizer, self._pairs, seqlen=self._seqlen)
             return {f"Spearman on {name} ({agreement.pairs} pairs)": agreement.spearman}
         assert self._reference is not None
-        now = embed(self._model, self._tokenizer, self._lines)
+        now = embed(self._model, self._tokenizer, self._lines, seqlen=self._seqlen)
         return {f"cosine with dense on {name} ({len(self._lines)} lines)": cosine(now, self._reference)}
 
 
 def is_causal(model: Any) -> bool:
     """Whether a model of transformers predicts the next token."""
     return bool(model.can_generate())
+
+
+def longest(model: Any) -> int | None:
+    """How many tokens a model of transformers reads at once; None where its configuration does not say."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
