@@ -1,5 +1,7 @@
 """The exact optimum for a mask, against other ways to find it."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,7 +96,7 @@ def test_conjugate_gradients_get_there_and_never_go_up(seed, warm):
         float(layer_error(conjugate_gradients(w, h, mask, start, steps=n, tolerance=0) - w, damped(h, 0.01)))
         for n in (0, 1, 3, 10, 60)
     ]
-    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in itertools.pairwise(errors))
     assert errors[-1] == pytest.approx(float(best), rel=1e-8)
 
 
