@@ -107,13 +107,13 @@ class GPT:
     def __init__(self) -> None:
         task = tiny_shakespeare()
         self.dense = gpt_small()
-        kept = folders()[-1] / "models" / "gpt_small-500.safetensors"
+        kept = folders()[-1] / "models" / "gpt_small-1500.safetensors"
         if kept.exists():
             ow.load(kept, into=self.dense)
         else:
             optimizer = torch.optim.AdamW(self.dense.parameters(), lr=2e-3, weight_decay=0.01)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
-            fit(self.dense, task, optimizer=optimizer, steps=500, batch_size=16, scheduler=schedule)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+            fit(self.dense, task, optimizer=optimizer, steps=1500, batch_size=16, scheduler=schedule)
             kept.parent.mkdir(parents=True, exist_ok=True)
             ow.save(self.dense, kept)
         self.dense.eval()

@@ -30,6 +30,8 @@ _PUBLIC = {
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
+    "layouts.group_int4": ["GroupInt4Linear"],
+    "layouts.embedding": ["SparseEmbedding"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
@@ -58,9 +60,11 @@ _PUBLIC = {
     "calibrate.wanda": ["Wanda"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
+    "train.bitwise": ["Bitwise"],
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
     "train.dnw": ["DNW"],
+    "train.dsl_rec": ["DSL"],
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
@@ -70,6 +74,7 @@ _PUBLIC = {
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
     "train.pgf_nm": ["PGF"],
+    "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
@@ -82,10 +87,20 @@ _PUBLIC = {
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
+    "probes.persistence": ["Persistence", "persistence"],
+    "probes.topology": ["Wiring", "topology"],
+    "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
+    "prune.random_search": ["RandomSearch"],
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
+    "features": ["Features", "select_features"],
+    "factor.monarch": ["Monarch"],
+    "factor.pixelfly": ["Pixelfly"],
+    "factor.rps": ["RPS"],
+    "factor.sparse_ift": ["SparseIFT", "wide"],
+    "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -112,6 +127,13 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
+    from openwork.factor.monarch import Monarch as Monarch
+    from openwork.factor.pixelfly import Pixelfly as Pixelfly
+    from openwork.factor.rps import RPS as RPS
+    from openwork.factor.sparse_ift import SparseIFT as SparseIFT
+    from openwork.factor.sparse_ift import wide as wide
+    from openwork.features import Features as Features
+    from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect
@@ -135,6 +157,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.embedding import SparseEmbedding as SparseEmbedding
+    from openwork.layouts.group_int4 import GroupInt4Linear as GroupInt4Linear
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
@@ -153,12 +177,21 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import Pretraining as Pretraining
     from openwork.probes.average_parameters import fit_average_law as fit_average_law
     from openwork.probes.average_parameters import pretraining as pretraining
+    from openwork.probes.persistence import Persistence as Persistence
+    from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.topology import Wiring as Wiring
+    from openwork.probes.topology import topology as topology
+    from openwork.probes.width_bound import Capacity as Capacity
+    from openwork.probes.width_bound import er_capacity as er_capacity
     from openwork.prune.grasp import GraSP as GraSP
     from openwork.prune.magnitude import Magnitude as Magnitude
+    from openwork.prune.random_search import RandomSearch as RandomSearch
     from openwork.prune.snip import SNIP as SNIP
     from openwork.prune.synflow import SynFlow as SynFlow
     from openwork.pruner import Pruned as Pruned
     from openwork.pruner import sparsify_ as sparsify_
+    from openwork.restructuring import Restructured as Restructured
+    from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
     from openwork.schedules import Linear as Linear
     from openwork.schedules import OneShot as OneShot
@@ -170,9 +203,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.storage import to_sparse_ as to_sparse_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
+    from openwork.train.bitwise import Bitwise as Bitwise
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
     from openwork.train.dnw import DNW as DNW
+    from openwork.train.dsl_rec import DSL as DSL
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
@@ -182,6 +217,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS

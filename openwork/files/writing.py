@@ -112,7 +112,7 @@ def arranged(
         tensors={
             t.name: Entry(t.layout, t.shape, str(t.dtype).removeprefix("torch."), t.kept) for t in stored
         },
-        sparse_linear=() if dense else tuple(layers),
+        sparse_layers=() if dense else tuple(layers),
         shared=shared,
         history=_checked_history(history or ()),
         sha256={key: array_digest(array) for key, array in arrays.items()},
