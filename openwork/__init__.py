@@ -84,6 +84,9 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "finetune.lora": ["Adapters", "LoRA", "adapt_"],
+    "finetune.perp": ["PERP"],
+    "finetune.perp_blocks": ["PERPBlocks"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
@@ -139,6 +142,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.finetune.lora import Adapters as Adapters
+    from openwork.finetune.lora import LoRA as LoRA
+    from openwork.finetune.lora import adapt_ as adapt_
+    from openwork.finetune.perp import PERP as PERP
+    from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
