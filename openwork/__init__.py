@@ -9,13 +9,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 _PUBLIC = {
-    "patterns": ["Block", "FanIn", "Groups", "NM", "Unstructured", "pattern"],
+    "patterns": ["Block", "FanIn", "Gates", "Groups", "NM", "Unstructured", "pattern"],
     "allocation": [
         "ER",
         "ERK",
         "LAMP",
         "Allocation",
         "Balanced",
+        "Deviation",
         "Global",
         "Pyramid",
         "Uniform",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import LAMP as LAMP
     from openwork.allocation import Allocation as Allocation
     from openwork.allocation import Balanced as Balanced
+    from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
@@ -131,6 +133,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.patterns import NM as NM
     from openwork.patterns import Block as Block
     from openwork.patterns import FanIn as FanIn
+    from openwork.patterns import Gates as Gates
     from openwork.patterns import Groups as Groups
     from openwork.patterns import Unstructured as Unstructured
     from openwork.patterns import pattern as pattern
