@@ -67,6 +67,7 @@ _PUBLIC = {
     "train.snfs": ["SNFS"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
+    "train.ssvi": ["SSVI"],
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
@@ -189,6 +190,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.snfs import SNFS as SNFS
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
+    from openwork.train.ssvi import SSVI as SSVI
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST

@@ -31,7 +31,7 @@ def is_grammatical(text):
 
 
 def strings(count, seed):
-    """Grammatical strings, and as many in which one symbol was changed so that they are not: one-hot, padded in front, and labels."""
+    """Grammatical strings, and as many in which one symbol was changed so that they are not: one-hot, padded in front."""
     g = torch.Generator().manual_seed(seed)
     texts, labels = [], []
     while len(texts) < count:
