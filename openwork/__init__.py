@@ -22,6 +22,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
+    "layer_allocation": ["OWL", "AlphaPruning"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -30,9 +31,12 @@ _PUBLIC = {
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
+    "layouts.group_int4": ["GroupInt4Linear"],
+    "layouts.embedding": ["SparseEmbedding"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
+    "calibrator": ["Calibration"],
     "pack": ["Decisions", "pack_"],
     "storage": ["to_dense_", "to_sparse_"],
     "files": [
@@ -45,6 +49,16 @@ _PUBLIC = {
         "save",
         "save_checkpoint",
     ],
+    "calibrate.admm": ["ADMM"],
+    "calibrate.alps": ["ALPS"],
+    "calibrate.bias_correct": ["BiasCorrect"],
+    "calibrate.column_sweep": ["ColumnSweep"],
+    "calibrate.dsnot": ["DSnoT"],
+    "calibrate.flap": ["FLAP"],
+    "calibrate.refit": ["Refit"],
+    "calibrate.ria": ["RIA"],
+    "calibrate.sparsegpt": ["SparseGPT"],
+    "calibrate.wanda": ["Wanda"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
     "train.bitwise": ["Bitwise"],
@@ -102,6 +116,17 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.admm import ADMM as ADMM
+    from openwork.calibrate.alps import ALPS as ALPS
+    from openwork.calibrate.bias_correct import BiasCorrect as BiasCorrect
+    from openwork.calibrate.column_sweep import ColumnSweep as ColumnSweep
+    from openwork.calibrate.dsnot import DSnoT as DSnoT
+    from openwork.calibrate.flap import FLAP as FLAP
+    from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.ria import RIA as RIA
+    from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
+    from openwork.calibrate.wanda import Wanda as Wanda
+    from openwork.calibrator import Calibration as Calibration
     from openwork.factor.monarch import Monarch as Monarch
     from openwork.factor.pixelfly import Pixelfly as Pixelfly
     from openwork.factor.rps import RPS as RPS
@@ -122,9 +147,13 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Growth as Growth
     from openwork.growth import Momentum as Momentum
     from openwork.growth import Random as Random
+    from openwork.layer_allocation import OWL as OWL
+    from openwork.layer_allocation import AlphaPruning as AlphaPruning
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.embedding import SparseEmbedding as SparseEmbedding
+    from openwork.layouts.group_int4 import GroupInt4Linear as GroupInt4Linear
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openwork.files.header import FileError
+from openwork.durable import FileError, replacing
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -24,6 +23,10 @@ _DTYPES = {
 }  # fmt: skip
 
 
+class _Handle(Protocol):
+    def get_tensor(self, key: str, /) -> Tensor: ...
+
+
 class Container(NamedTuple):
     """An open file: its metadata, and the dtype and shape of each array, none of which has been read yet."""
 
@@ -31,12 +34,11 @@ class Container(NamedTuple):
     nbytes: int
     metadata: Mapping[str, str]
     arrays: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]
-    handle: safe_open
+    handle: _Handle
 
     def read(self, key: str) -> Tensor:
         """One array, in memory of its own: what was checked must not change with the file."""
-        tensor: Tensor = self.handle.get_tensor(key)  # type: ignore[no-untyped-call]
-        return tensor.clone()
+        return self.handle.get_tensor(key).clone()
 
 
 @contextlib.contextmanager
@@ -62,6 +64,41 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
         raise FileError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from error
 
 
+@contextlib.contextmanager
+def opened_together(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Container]:
+    """Open the parts of a model that was written in several files, each with the same metadata, as if they were one.
+
+    Raises:
+        FileError: as :func:`opened`; also where two parts hold an array of the same name, or do not belong together.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(opened(path)) for path in paths]
+        first = parts[0]
+        holder: dict[str, Container] = {}
+        for part in parts:
+            if part.metadata != first.metadata:
+                raise FileError(
+                    f"{part.where}: not a part of the model in {first.where}; fetch or save it again"
+                )
+            for key in part.arrays:
+                if holder.setdefault(key, part) is not part:
+                    raise FileError(f"{part.where}: {key} is in {holder[key].where} already")
+        arrays = {key: part.arrays[key] for key, part in holder.items()}
+        where = first.where if len(parts) == 1 else str(Path(first.where).parent)
+        yield Container(where, sum(part.nbytes for part in parts), first.metadata, arrays, _Parts(holder))
+
+
+class _Parts:
+    """Reads an array from the part that holds it."""
+
+    def __init__(self, holder: Mapping[str, Container]) -> None:
+        self._holder = holder
+
+    def get_tensor(self, key: str) -> Tensor:
+        tensor: Tensor = self._holder[key].handle.get_tensor(key)
+        return tensor
+
+
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file under a temporary name beside ``path``; move it there once it is on disk.
 
@@ -77,42 +114,6 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: 
         save_file(_separate(arrays), temporary, dict(metadata))
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], nbytes: int) -> Iterator[Path]:
-    """A temporary name to write to, beside ``path``: what is written moves to ``path`` once it is on disk.
-
-    Args:
-        path: of the file; a link is followed.
-        nbytes: how much there is to write, for the error.
-
-    Raises:
-        FileError: it could not be written; whatever was at ``path`` is still there, whole.
-    """
-    path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise FileError(f"{path}: this is a folder; add a file name, such as {path / 'model.safetensors'}")
-    temporary = path.with_name(f".openwork-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.touch()
-        mode = (path if path.exists() else temporary).stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # that of any new file, which safetensors alone keeps to its owner
-        _flush(temporary)
-        temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise FileError(
-            f"{path}: could not write {nbytes} bytes ({error}); is the folder writable, and has the disk room? "
-            "What was there before is untouched"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot; the file itself is safe already
-        _flush(path.parent)
-
-
 def _separate(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous arrays, each in a storage of its own, as the format asks for; copied only where needed."""
     separate, storages = {}, set()
@@ -124,12 +125,3 @@ def _separate(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(array.untyped_storage().data_ptr())
         separate[key] = array
     return separate
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk and not only on their way."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
