@@ -9,13 +9,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 _PUBLIC = {
-    "patterns": ["Block", "FanIn", "Groups", "NM", "Unstructured", "pattern"],
+    "patterns": ["Block", "FanIn", "Gates", "Groups", "NM", "Unstructured", "pattern"],
     "allocation": [
         "ER",
         "ERK",
         "LAMP",
         "Allocation",
         "Balanced",
+        "Deviation",
         "Global",
         "Pyramid",
         "Uniform",
@@ -80,6 +81,7 @@ _PUBLIC = {
     "train.snfs": ["SNFS"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
+    "train.ssvi": ["SSVI"],
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
@@ -112,6 +114,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import LAMP as LAMP
     from openwork.allocation import Allocation as Allocation
     from openwork.allocation import Balanced as Balanced
+    from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
@@ -168,6 +171,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.patterns import NM as NM
     from openwork.patterns import Block as Block
     from openwork.patterns import FanIn as FanIn
+    from openwork.patterns import Gates as Gates
     from openwork.patterns import Groups as Groups
     from openwork.patterns import Unstructured as Unstructured
     from openwork.patterns import pattern as pattern
@@ -223,6 +227,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.snfs import SNFS as SNFS
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
+    from openwork.train.ssvi import SSVI as SSVI
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST
