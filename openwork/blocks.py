@@ -1,0 +1,290 @@
+"""Where the blocks of a model are, and which layers read which tensor.
+
+A deep network is mostly a row of alike blocks, held in an ``nn.ModuleList`` or ``nn.Sequential``: the layers of a transformer, the
+stages of a residual network. What works on one block at a time needs the memory of one block. A model without blocks is one block.
+
+Layers are recognised by what they compute, not by what they are called: :class:`Reading` watches every matrix product that a
+parameter takes part in, so ``nn.Linear``, convolutions, the ``Conv1D`` of Transformers, one expert of a fused 3-D weight, and plain
+calls of ``F.linear`` are all seen, and two layers share an input exactly when they read the same tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from openwork.plan import Weight
+
+_CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_CONVOLUTIONS |= {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_GATHERS = (Tensor.__getitem__, torch.index_select, Tensor.index_select)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Alike blocks in a row.
+
+    Attributes:
+        name: of the container that holds them; "" where the whole model is one block.
+        blocks: name -> block, in order.
+    """
+
+    name: str
+    blocks: dict[str, nn.Module]
+
+
+def stacks(model: nn.Module, where: str = "auto") -> list[Stack]:
+    """The rows of blocks of a model, in order of appearance.
+
+    Args:
+        model: any module.
+        where: ``"auto"`` finds the outermost ``nn.ModuleList`` and ``nn.Sequential`` whose members are two or more modules of one
+            class with weights inside; ``"whole"`` takes the whole model as one block; anything else is the name of the container
+            (several separated by commas).
+
+    Raises:
+        ValueError: a named container does not exist, or has no members.
+    """
+    if where == "whole":
+        return [Stack("", {"": model})]
+    if where != "auto":
+        return [_named(model, name.strip()) for name in where.split(",")]
+    found: list[Stack] = []
+    for name, module in model.named_modules():
+        inside = any(name == s.name or name.startswith(f"{s.name}.") for s in found)
+        if not inside and _is_row(module):
+            found.append(_members(name, module))
+    return found or [Stack("", {"": model})]
+
+
+def _is_row(module: nn.Module) -> bool:
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return False
+    members = list(module.children())
+    alike = len({type(member) for member in members}) == 1 and len(members) == len(module) > 1
+    return alike and any(any(p.dim() > 1 for p in part.parameters()) for part in members[0].children())
+
+
+def _members(name: str, module: nn.Module) -> Stack:
+    return Stack(name, {f"{name}.{key}" if name else key: block for key, block in module.named_children()})
+
+
+def _named(model: nn.Module, name: str) -> Stack:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        near = ", ".join(s.name or "'whole'" for s in stacks(model))
+        raise ValueError(f"blocks={name!r}: the model has no such module; found by itself: {near}") from None
+    stack = _members(name, module)
+    if not stack.blocks:
+        raise ValueError(f"blocks={name!r} holds no modules: name the ModuleList or Sequential itself")
+    return stack
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix product of a model: a weight, one expert of a fused weight, or one group of a convolution.
+
+    Attributes:
+        name: of the parameter, followed by ``[i]`` where that holds several.
+        weight: the parameter.
+        index: which of its matrices.
+        of: how many it holds; they lie one after another along the first axis of ``weight.shape``.
+    """
+
+    name: str
+    weight: Weight
+    index: int = 0
+    of: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[out, in, *kernel]`` of this matrix."""
+        return (self.weight.shape[0] // self.of, *self.weight.shape[1:])
+
+    @property
+    def rows(self) -> slice:
+        """Its outputs among those of the whole weight."""
+        out = self.shape[0]
+        return slice(self.index * out, (self.index + 1) * out)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape, seen as this ``[out, in, *kernel]``."""
+        return self.weight.oriented(tensor)[self.rows]
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias beside the weight, where the layer is of the usual kind and has one."""
+        module, name = self.weight.module, self.weight.name.rpartition(".")[2]
+        bias = getattr(module, "bias", None) if name == "weight" else None
+        return bias if isinstance(bias, nn.Parameter) and bias.dim() == 1 else None
+
+
+def matrices(weight: Weight) -> list[Matrix]:
+    """The matrix products that a parameter takes part in."""
+    p, module = weight.parameter, weight.module
+    of = 1
+    if p.dim() == 3 and len(weight.shape) == 2:
+        of = p.shape[0]
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        of = module.groups
+    if of == 1:
+        return [Matrix(weight.name, weight)]
+    return [Matrix(f"{weight.name}[{i}]", weight, i, of) for i in range(of)]
+
+
+def unseen(weight: Weight) -> str:
+    """Why the inputs of a weight cannot be watched, or "" where they can."""
+    kind = type(weight.module).__name__
+    if isinstance(weight.module, nn.modules.conv._ConvTransposeNd):
+        return "the inputs of a transposed convolution are not collected"
+    if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)):
+        return f"{kind} computes inside one fused operation, where its inputs cannot be seen"
+    if weight.parameter.dim() == 3 and len(weight.shape) == 2 and getattr(weight.module, "is_transposed", False):
+        return f"{kind} holds the weights of its experts inputs first"
+    return ""
+
+
+Reader = Callable[[Matrix, Tensor, tuple[Any, ...]], None]
+"""``(matrix, tokens [n, in], key)``: called whenever a layer reads; equal keys within one batch mean the same tensor."""
+
+
+class Reading(TorchFunctionMode):
+    """While this is entered, every use of the given weights in a matrix product is reported.
+
+    Args:
+        layers: the matrices to watch.
+        reader: told what each of them reads, as ``[tokens, in]``; patches of an image count as tokens.
+        tokens: boolean ``[...]`` that marks which tokens count: padding, where this is False, is left out wherever the leading
+            axes of an input, flattened, are those of the mask; also behind a gather of tokens, as experts make it.
+    """
+
+    def __init__(self, layers: Iterable[Matrix], reader: Reader, tokens: Tensor | None = None) -> None:
+        super().__init__()
+        self._layers: dict[tuple[int, int], list[Matrix]] = {}
+        for layer in layers:
+            self._layers.setdefault(_address(layer.weight.parameter.detach(), layer), []).append(layer)
+        self._reader = reader
+        self._tokens = None if tokens is None else tokens.flatten().bool()
+        self._alive: list[Tensor] = []  # an address identifies a tensor only while that is not freed
+        self._gathered: dict[tuple[Any, ...], Tensor] = {}
+        self._routed: dict[tuple[int, int], Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear or func is torch._C._nn.linear:
+            self._product(_argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight"))
+        elif func in _CONVOLUTIONS:
+            self._convolution(func, args, kwargs)
+        elif func is torch.addmm and len(args) >= 3:
+            self._product(args[1], args[2])
+        result = func(*args, **kwargs)
+        if self._tokens is not None and func in _GATHERS:
+            self._follow(args, result)
+        return result
+
+    def _product(self, x: Tensor, weight: Tensor) -> None:
+        for layer in self._layers.get(_location(weight), ()):
+            if layer.shape[1] == x.shape[-1]:
+                rows = x.detach().reshape(-1, x.shape[-1])
+                self._report(layer, x, self._counted(layer, x, rows), ())
+
+    def _convolution(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        weight = _argument(args, kwargs, 1, "weight")
+        layers = self._layers.get(_location(weight), [])
+        if layers:
+            x = _argument(args, kwargs, 0, "input").detach()
+            settings = tuple(_argument(args, kwargs, i, key, 1 if key != "padding" else 0)
+                             for i, key in ((3, "stride"), (4, "padding"), (5, "dilation")))
+            columns = patches(x, tuple(weight.shape[2:]), *settings)
+            for layer in layers:
+                wide = math.prod(layer.shape[1:])
+                part = columns if layer.of == 1 else columns[:, layer.index * wide : (layer.index + 1) * wide]
+                self._report(layer, x, part, (layer.index, *map(str, settings), *weight.shape[2:]))
+
+    def _report(self, layer: Matrix, x: Tensor, rows: Tensor, way: tuple[Any, ...]) -> None:
+        self._alive.append(x)
+        self._reader(layer, rows, (*_identity(x), *way))
+
+    def _counted(self, layer: Matrix, x: Tensor, rows: Tensor) -> Tensor:
+        if self._tokens is None:
+            return rows
+        expert = (id(layer.weight.module), layer.index)
+        valid = self._gathered.get(_identity(x))
+        if valid is not None and layer.of > 1:
+            self._routed[expert] = valid  # what the expert computes inside comes from the same tokens
+        elif len(rows) == len(self._tokens) and layer.of == 1:
+            valid = self._tokens
+        elif layer.of > 1:
+            valid = self._routed.get(expert)
+        return rows if valid is None or len(valid) != len(rows) else rows[valid]
+
+    def _follow(self, args: Sequence[Any], result: Any) -> None:
+        """Tokens picked by their index stay marked."""
+        source, index = args[0], args[-1]
+        if (
+            self._tokens is not None
+            and isinstance(index, Tensor)
+            and index.dim() == 1
+            and index.dtype == torch.int64
+            and source.dim() == 2
+            and source.shape[0] == len(self._tokens)
+            and isinstance(result, Tensor)
+        ):
+            self._alive.append(result)
+            self._gathered[_identity(result)] = self._tokens[index]
+
+
+def patches(x: Tensor, kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """A convolution's inputs as the rows of a matrix product: ``[n * places, channels * prod(kernel)]``.
+
+    Args:
+        x: ``[n, channels, *places]``, or one image without the first axis.
+        kernel, stride, padding, dilation: of the convolution; ``padding`` may also be "same" or "valid".
+    """
+    axes = len(kernel)
+    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    x = x if x.dim() == axes + 2 else x.unsqueeze(0)
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        ends = [(t // 2, t - t // 2) for t in total]
+    else:
+        ends = [(p, p) for p in _each(padding, axes)]
+    x = F.pad(x, [p for pair in reversed(ends) for p in pair])
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        # unfold has no dilation: take the whole span, then every d-th of it
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    places = range(2, 2 + axes)
+    return x.permute(0, *places, 1, *range(2 + axes, 2 + 2 * axes)).flatten(1 + axes).flatten(0, axes)
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    many = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return many * axes if len(many) == 1 else many
+
+
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str, default: Any = None) -> Any:
+    return args[index] if len(args) > index else kwargs.get(name, default)
+
+
+def _identity(x: Tensor) -> tuple[Any, ...]:
+    return (x.data_ptr(), x.dtype, tuple(x.shape), x.stride(), x._version)
+
+
+def _location(weight: Tensor) -> tuple[int, int]:
+    return weight.untyped_storage().data_ptr(), weight.storage_offset()
+
+
+def _address(parameter: Tensor, layer: Matrix) -> tuple[int, int]:
+    experts = parameter.dim() == 3 and layer.of > 1 and len(layer.weight.shape) == 2
+    return _location(parameter[layer.index] if experts else parameter)
+

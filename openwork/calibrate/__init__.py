@@ -1,0 +1,1 @@
+"""Compress a trained model in one pass over calibration data: a method a page."""
