@@ -13,5 +13,17 @@ from openwork.quantization.floats import FloatGrid, formats
 from openwork.quantization.grids import Grid, Placement
 from openwork.quantization.grouped import Group, Quantized, fit, nearest
 from openwork.quantization.integers import IntegerGrid
+from openwork.quantization.named import grid
 
-__all__ = ["FloatGrid", "Grid", "Group", "IntegerGrid", "Placement", "Quantized", "fit", "formats", "nearest"]
+__all__ = [
+    "FloatGrid",
+    "Grid",
+    "Group",
+    "IntegerGrid",
+    "Placement",
+    "Quantized",
+    "fit",
+    "formats",
+    "grid",
+    "nearest",
+]

@@ -71,8 +71,7 @@ class ColumnQuantizer:
         place = torch.arange(self.codes.shape[1]) if order is None else order
         codes, group_of = torch.empty_like(self.codes), torch.empty_like(self.group_of)
         codes[:, place], group_of[place] = self.codes, self.group_of
-        at = Placement(self.at.scale.float(), self.at.zero.float())
-        return Quantized(self.grid, codes, at, group_of)
+        return Quantized(self.grid, codes, self.at, group_of).single()
 
 
 def static(weight: Tensor, grid: Grid, group: Group, order: Tensor) -> tuple[Placement, Tensor]:

@@ -137,10 +137,10 @@ class FloatGrid(Grid):
         exponent = (torch.frexp(size).exponent - 1).clamp_(min=1 - self.usual_bias)  # floor(log2), exactly
         step = torch.ldexp(torch.ones_like(size), exponent - self.mantissa)
         level = (size / step).round_().mul_(step)
-        magnitudes = self.levels()[: 2 ** (self.bits - 1)].to(level)  # ascending
+        magnitudes = self.levels()[: 1 << (self.bits - 1)].to(level)  # ascending
         code = torch.searchsorted(magnitudes, level)
         negative = (values < 0) & (code > 0)
-        return (code + negative * 2 ** (self.bits - 1)).to(torch.uint8)
+        return (code + negative * (1 << (self.bits - 1))).to(torch.uint8)
 
     def decode(self, codes: Tensor, at: Placement) -> Tensor:
         levels: Tensor = self.levels().to(at.scale)[codes.long()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -38,6 +38,10 @@ class Quantized:
     def dense(self) -> Tensor:
         """The weight ``[out, in]``, of the dtype of the scales."""
         return self.grid.decode(self.codes, self.placement())
+
+    def single(self) -> Quantized:
+        """The same with placements in float32, which hold what is stored exactly."""
+        return replace(self, at=Placement(self.at.scale.float(), self.at.zero.float()))
 
     @property
     def bits_per_weight(self) -> float:

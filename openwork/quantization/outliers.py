@@ -59,9 +59,14 @@ class OutlierQuantizer(ColumnQuantizer):
         """Fit a placement to the weights of a group that are not likely to be outliers, and quantise it."""
         weights = torch.where(mask, weights, 0)
         if self.threshold < torch.inf and weights.shape[1] > 1:
-            likely = left_out_gain(weights, self.grid, self.pivots[first : first + weights.shape[1]]) > self.threshold
+            likely = (
+                left_out_gain(weights, self.grid, self.pivots[first : first + weights.shape[1]])
+                > self.threshold
+            )
             rest = (~likely).sum(1, keepdim=True).clamp(min=1)
-            weights = torch.where(likely, torch.where(likely, 0, weights).sum(1, keepdim=True) / rest, weights)
+            weights = torch.where(
+                likely, torch.where(likely, 0, weights).sum(1, keepdim=True) / rest, weights
+            )
         at = self.grid.fit(weights)
         if self.stat_bits is not None:
             column = Placement(at.scale[:, None], at.zero[:, None])
@@ -76,7 +81,9 @@ class OutlierQuantizer(ColumnQuantizer):
         kept = weights.clamp(-LARGEST, LARGEST).half().to(weights.dtype)
         outlier &= kept != 0
         at = self.at[:, self.group_of[index]]
-        self.codes[:, index] = torch.where(outlier, self.grid.encode(torch.zeros_like(weights), at), self.codes[:, index])
+        self.codes[:, index] = torch.where(
+            outlier, self.grid.encode(torch.zeros_like(weights), at), self.codes[:, index]
+        )
         self.outlier[:, index], self.values[:, index] = outlier, torch.where(outlier, kept, 0)
         return torch.where(outlier, kept, found)
 

@@ -14,7 +14,9 @@ def weight(rows: int = 7, inputs: int = 29, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("grid", [IntegerGrid(4), IntegerGrid(3, symmetric=True), FloatGrid(2, 1, "max")], ids=repr)
+@pytest.mark.parametrize(
+    "grid", [IntegerGrid(4), IntegerGrid(3, symmetric=True), FloatGrid(2, 1, "max")], ids=repr
+)
 @pytest.mark.parametrize("group", [1, 5, 8, 29, 64, "row"])
 def test_each_group_is_quantised_alone(grid: Grid, group: int | str) -> None:
     w = weight()
