@@ -32,6 +32,7 @@ _PUBLIC = {
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
+    "calibrator": ["Calibration"],
     "pack": ["Decisions", "pack_"],
     "storage": ["to_dense_", "to_sparse_"],
     "files": [
@@ -44,6 +45,7 @@ _PUBLIC = {
         "save",
         "save_checkpoint",
     ],
+    "calibrate.wanda": ["Wanda"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
     "train.cht": ["CHT"],
@@ -86,6 +88,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.wanda import Wanda as Wanda
+    from openwork.calibrator import Calibration as Calibration
     from openwork.files import FileError as FileError
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect

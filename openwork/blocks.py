@@ -1,11 +1,12 @@
 """Where the blocks of a model are, and which layers read which tensor.
 
-A deep network is mostly a row of alike blocks, held in an ``nn.ModuleList`` or ``nn.Sequential``: the layers of a transformer, the
-stages of a residual network. What works on one block at a time needs the memory of one block. A model without blocks is one block.
+A deep network is mostly a row of alike blocks, held in an ``nn.ModuleList`` or ``nn.Sequential``: the layers of a transformer,
+the stages of a residual network. What works on one block at a time needs the memory of one block. A model without blocks is
+one block.
 
 Layers are recognised by what they compute, not by what they are called: :class:`Reading` watches every matrix product that a
-parameter takes part in, so ``nn.Linear``, convolutions, the ``Conv1D`` of Transformers, one expert of a fused 3-D weight, and plain
-calls of ``F.linear`` are all seen, and two layers share an input exactly when they read the same tensor.
+parameter takes part in, so ``nn.Linear``, convolutions, the ``Conv1D`` of Transformers, one expert of a fused 3-D weight, and
+plain calls of ``F.linear`` are all seen, and two layers share an input exactly when they read the same tensor.
 """
 
 from __future__ import annotations
@@ -147,7 +148,11 @@ def unseen(weight: Weight) -> str:
         return "the inputs of a transposed convolution are not collected"
     if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)):
         return f"{kind} computes inside one fused operation, where its inputs cannot be seen"
-    if weight.parameter.dim() == 3 and len(weight.shape) == 2 and getattr(weight.module, "is_transposed", False):
+    if (
+        weight.parameter.dim() == 3
+        and len(weight.shape) == 2
+        and getattr(weight.module, "is_transposed", False)
+    ):
         return f"{kind} holds the weights of its experts inputs first"
     return ""
 
@@ -203,8 +208,10 @@ class Reading(TorchFunctionMode):
         layers = self._layers.get(_location(weight), [])
         if layers:
             x = _argument(args, kwargs, 0, "input").detach()
-            settings = tuple(_argument(args, kwargs, i, key, 1 if key != "padding" else 0)
-                             for i, key in ((3, "stride"), (4, "padding"), (5, "dilation")))
+            settings = tuple(
+                _argument(args, kwargs, i, key, 1 if key != "padding" else 0)
+                for i, key in ((3, "stride"), (4, "padding"), (5, "dilation"))
+            )
             columns = patches(x, tuple(weight.shape[2:]), *settings)
             for layer in layers:
                 wide = math.prod(layer.shape[1:])
@@ -272,7 +279,9 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
     return many * axes if len(many) == 1 else many
 
 
-def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str, default: Any = None) -> Any:
+def _argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str, default: Any = None
+) -> Any:
     return args[index] if len(args) > index else kwargs.get(name, default)
 
 
@@ -281,10 +290,9 @@ def _identity(x: Tensor) -> tuple[Any, ...]:
 
 
 def _location(weight: Tensor) -> tuple[int, int]:
-    return weight.untyped_storage().data_ptr(), weight.storage_offset()
+    return weight.untyped_storage().data_ptr(), int(weight.storage_offset())
 
 
 def _address(parameter: Tensor, layer: Matrix) -> tuple[int, int]:
     experts = parameter.dim() == 3 and layer.of > 1 and len(layer.weight.shape) == 2
     return _location(parameter[layer.index] if experts else parameter)
-

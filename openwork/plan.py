@@ -52,6 +52,11 @@ class Weight:
         tensor = tensor.transpose(0, 1) if self.transposed else tensor
         return tensor if tuple(tensor.shape) == self.shape else tensor.view(self.shape)
 
+    def restored(self, tensor: Tensor) -> Tensor:
+        """The inverse of :meth:`oriented`: a tensor ``[out, in, *kernel]`` in the order and shape of the parameter."""
+        tensor = tensor.transpose(0, 1) if self.transposed else tensor
+        return tensor.reshape(self.parameter.shape)
+
 
 @dataclass(frozen=True)
 class Row:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, Stage, calibrate_
 from openwork.method import Method
 from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
 from openwork.scores import Batch, Loss, Scores
@@ -70,28 +72,95 @@ class Pruned:
         return str(self.plan)
 
 
+@overload
 def sparsify_(
     model: nn.Module, method: Pruning, *, data: Iterable[Batch] | None = None, loss: Loss | None = None
-) -> Pruned:
+) -> Pruned: ...
+
+
+@overload
+def sparsify_(
+    model: nn.Module,
+    method: Stage | Sequence[Stage | Pruning],
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    **walk: Any,
+) -> Calibration: ...
+
+
+def sparsify_(
+    model: nn.Module,
+    method: Pruning | Stage | Sequence[Stage | Pruning],
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    **walk: Any,
+) -> Pruned | Calibration:
     """Set the least important connections of ``model`` to zero, in place.
 
     Args:
-        model: any module; its weights change, nothing else.
-        method: how to score and how many to keep, such as ``ow.Magnitude(sparsity=0.9)``.
-        data: batches ``(inputs, targets)`` for methods that look at data; read once for each round.
-        loss: ``loss(outputs, targets)``; cross entropy by default.
+        model: any module; its weights change (and biases, where a stage corrects them), nothing else.
+        method: how to choose and how many to keep, such as ``ow.Magnitude(sparsity=0.9)``; or a recipe, a list of stages that
+            work on one layer after another from calibration data, such as ``[ow.Wanda(sparsity=0.5), ow.Refit()]``. A recipe may
+            begin with methods that score the whole model, whose masks it then starts from.
+        data: batches ``(inputs, targets)`` for methods that look at data; a batch of inputs alone (a tensor, or a dict of
+            keyword arguments) will do for calibration. Read once for each round, and once for calibration.
+        loss: ``loss(outputs, targets)`` for scores that are gradients; cross entropy by default.
+        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``offload``.
 
     Returns:
-        The plan and the masks. Kept counts are exact, ties included.
+        The plan and the masks; from calibration, with the table of what each stage did to each layer. Kept counts are exact, ties
+        included.
 
     Raises:
         TypeError: the method works during training.
         ValueError: see :func:`openwork.plan.plan`; also scores that are NaN. The model has not changed then.
     """
-    if not isinstance(method, Pruning):
-        raise TypeError(
-            f"{type(method).__name__} works while a model trains: use ow.attach(model, optimizer, method)"
+    stages = list(method) if isinstance(method, Sequence) else [method]
+    for stage in stages:
+        if not isinstance(stage, (Pruning, Calibrated, BlockCalibrated)):
+            raise TypeError(
+                f"{type(stage).__name__} works while a model trains: use ow.attach(model, optimizer, method)"
+            )
+    if isinstance(method, Pruning):
+        if walk:
+            raise TypeError(f"{', '.join(walk)} belong to calibration, and {method.name} does not calibrate")
+        return _prune(model, method, data, loss)
+    return _recipe(model, stages, data, loss, walk)
+
+
+def _recipe(
+    model: nn.Module,
+    stages: Sequence[Pruning | Stage],
+    data: Iterable[Any] | None,
+    loss: Loss | None,
+    walk: Mapping[str, Any],
+) -> Calibration:
+    """Score the whole model first, for the masks only; then calibrate, from the dense weights and those masks."""
+    scoring = [stage for stage in stages if isinstance(stage, Pruning)]
+    calibrated = [stage for stage in stages if isinstance(stage, (Calibrated, BlockCalibrated))]
+    if not calibrated or list(stages) != [*scoring, *calibrated]:
+        raise ValueError(
+            "a recipe begins with the methods that score the whole model, if any, and goes on with stages that calibrate; "
+            f"this one is {', '.join(stage.name for stage in stages) or 'empty'}"
         )
+    if data is not None and not isinstance(data, (list, tuple)):
+        data = list(data)
+    masks: dict[str, Tensor] = {}
+    before = {name: p.detach().clone() for name, p in unwrapped(model).named_parameters()} if scoring else {}
+    try:
+        for stage in scoring:
+            masks |= _prune(model, stage, data, loss).masks
+    finally:
+        with torch.no_grad():
+            for name, p in unwrapped(model).named_parameters():
+                if name in before:
+                    p.copy_(before[name])
+    return calibrate_(model, calibrated, data=data, masks=masks, **walk)
+
+
+def _prune(model: nn.Module, method: Pruning, data: Iterable[Batch] | None, loss: Loss | None) -> Pruned:
     model = unwrapped(model)
     layout = plan(model, method)
     weights = {row.name: row.weight for row in layout.sparse}

@@ -63,7 +63,9 @@ class Statistics:
             ValueError: it was not collected.
         """
         if self._gram is None:
-            raise ValueError("these statistics hold no X^T X: a method that reads it says so with needs = {'gram'}")
+            raise ValueError(
+                "these statistics hold no X^T X: a method that reads it says so with needs = {'gram'}"
+            )
         return self._gram
 
     @property

@@ -20,8 +20,8 @@ from openwork.patterns import Pattern
 class Wanda(Calibrated):
     """Keep the largest ``|w_ij| * ||x_j||`` of every output unit; no weight changes.
 
-    An input feature with a large norm makes its weights matter. One forward pass, and on language models at 50 % nearly the quality
-    of methods that solve for new weights.
+    An input feature with a large norm makes its weights matter. One forward pass, and on language models at 50 % nearly the
+    quality of methods that solve for new weights.
 
     - within each output unit: ``pattern="fan-in"`` (default, and clearly better on language models);
     - within each layer: ``pattern="unstructured"`` (as good or better on image classifiers);

@@ -51,11 +51,14 @@ def cholesky(gram: Tensor, damping: float) -> Tensor:
     if not bool(gram.isfinite().all()):
         raise ValueError("X^T X is not finite: the inputs of the layer overflow or hold NaN")
     while True:
-        factor, failed = torch.linalg.cholesky_ex(damped(gram, damping))
-        if not int(failed):
+        found = torch.linalg.cholesky_ex(damped(gram, damping))
+        if not int(found.info):
+            factor: Tensor = found.L
             return factor
         if damping >= 10.0:
-            raise ValueError(f"X^T X cannot be factorised even with a damping of {damping:g}: it is not symmetric")
+            raise ValueError(
+                f"X^T X cannot be factorised even with a damping of {damping:g}: it is not symmetric"
+            )
         damping = max(damping * 10.0, 1e-6)
 
 
@@ -69,4 +72,5 @@ def inverse_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
     # triangular inverse where the textbook factorises twice.
     reversed_factor = cholesky(gram.flip(0, 1), damping)
     identity = torch.eye(gram.shape[0], dtype=reversed_factor.dtype, device=gram.device)
-    return torch.linalg.solve_triangular(reversed_factor, identity, upper=False).flip(0, 1)
+    inverse: Tensor = torch.linalg.solve_triangular(reversed_factor, identity, upper=False)
+    return inverse.flip(0, 1)

@@ -1,8 +1,8 @@
 """The column sweep of SparseGPT and GPTQ: settle one column after another, and let the others make up for it.
 
-When the weights of column ``j`` are set to other values (zero, or a point of a quantiser's grid), the optimal-brain-surgeon rule
-says how all columns still to come should change. With the upper factor ``U`` of ``inverse(H)`` (:func:`inverse_factor`) that is one
-rank-one update a column, the same for all rows: ``e = (w_j - q_j) / U[j, j]``, then ``W[:, k] -= e U[j, k]`` for ``k > j``.
+When the weights of column ``j`` are set to other values (zero, or a point of a quantiser's grid), the optimal-brain-surgeon
+rule says how all columns still to come should change. With the upper factor ``U`` of ``inverse(H)`` that is one rank-one update
+a column, the same for all rows: ``e = (w_j - q_j) / U[j, j]``, then ``W[:, k] -= e U[j, k]`` for ``k > j``.
 Columns to the left of a settled one never change again, so the result is no optimum; the sum of all ``e^2`` is exactly what it
 costs: ``tr(D H D^T)`` with the damped ``H``.
 

@@ -1,0 +1,93 @@
+"""One pass over a block: what each of its layers reads, summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openwork.blocks import Matrix, Reading
+from openwork.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which statistics to collect: what the stages of a recipe need between them."""
+
+    gram: bool = False
+    samples: int = 0
+
+
+class Collection:
+    """Statistics of the layers of a block, one object for layers that read the same tensor.
+
+    Args:
+        layers: of the block.
+        wanted: what to sum up.
+        apart: layers to keep apart although they seem to read the same tensor.
+    """
+
+    def __init__(self, layers: Sequence[Matrix], wanted: Wanted, apart: frozenset[str] = frozenset()) -> None:
+        self._layers, self._wanted, self._apart = list(layers), wanted, apart
+        self._leader: dict[str, str] = {}
+        self._statistics: dict[str, Statistics] = {}
+
+    def __getitem__(self, layer: Matrix) -> Statistics:
+        """Statistics of a layer; of no tokens where it was never reached (an expert that no token chose)."""
+        leader = self._leader.get(layer.name)
+        return self._new(layer) if leader is None else self._statistics[leader]
+
+    def run(self, batch: int, tokens: Tensor | None, forward: Callable[[], Any]) -> Any:
+        """Run ``forward`` and add up what the layers read meanwhile; returns what it returns.
+
+        Raises:
+            ValueError: a layer reads NaN or infinity.
+            Parted: two layers that read the same tensor in earlier batches do so no more: begin again and keep them apart.
+        """
+        read: dict[str, set[tuple[Any, ...]]] = {}
+        first: dict[tuple[Any, ...], str] = {}
+
+        def reader(layer: Matrix, rows: Tensor, key: tuple[Any, ...]) -> None:
+            name = layer.name
+            if name in self._apart:
+                key = (*key, name)
+            read.setdefault(name, set())
+            leader = self._leader.setdefault(name, first.get(key, name))
+            if leader == name and key not in read[name]:
+                total = self._statistics.setdefault(name, self._new(layer, rows))
+                total.add(rows)
+                if not bool(total.mean.isfinite().all()):
+                    raise ValueError(
+                        f"{name} reads NaN or infinity in batch {batch} of the calibration data: nothing was changed; look at "
+                        "the data, and at the layers before it"
+                    )
+            first.setdefault(key, leader)
+            read[name].add(key)
+
+        with Reading(self._layers, reader, tokens):
+            result = forward()
+        parted = {name for name, leader in self._leader.items() if read.get(name) != read.get(leader)}
+        if parted:
+            raise Parted(frozenset(parted | {self._leader[name] for name in parted}))
+        return result
+
+    def _new(self, layer: Matrix, rows: Tensor | None = None) -> Statistics:
+        dtype = layer.weight.parameter.dtype
+        return Statistics(
+            layer.view(layer.weight.parameter).flatten(1).shape[1],
+            gram=self._wanted.gram,
+            samples=self._wanted.samples,
+            dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+            device=layer.weight.parameter.device if rows is None else rows.device,
+        )
+
+
+class Parted(Exception):
+    """Layers that seemed to read the same tensor do not."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(f"{', '.join(sorted(names))} do not always read the same tensor")
+        self.names = names

@@ -1,0 +1,76 @@
+"""A model is compressed whole or not at all: what is needed to put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Undo:
+    """Remembers how a model was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._values: list[tuple[Tensor, Tensor]] = []
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        self._added: list[nn.Module] = []
+
+    def remember(self, block: nn.Module) -> None:
+        """Copy what a block holds, before anything in it changes."""
+        held = [*block.parameters(), *block.buffers()]
+        self._values += [(tensor.detach(), tensor.detach().clone()) for tensor in held]
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put ``module`` in the place of the model's submodule ``name``."""
+        parent, _, child = name.rpartition(".")
+        owner = self._model.get_submodule(parent)
+        self._replaced.append((owner, child, owner.get_submodule(child)))
+        owner.register_module(child, module)
+
+    def add_bias(self, module: nn.Module, bias: Tensor) -> None:
+        """Give a bias to a layer that has none."""
+        self._added.append(module)
+        module.register_parameter("bias", nn.Parameter(bias))
+
+    def undo(self) -> None:
+        """Put everything back."""
+        for owner, child, module in reversed(self._replaced):
+            owner.register_module(child, module)
+        for module in self._added:
+            module.register_parameter("bias", None)
+        for tensor, value in self._values:
+            tensor.copy_(value)
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Iterator[Undo]:
+    """Inside this, no gradients are recorded; after an error in it, the model is as it was."""
+    undo = Undo(model)
+    with torch.no_grad():
+        try:
+            yield undo
+        except BaseException:
+            undo.undo()
+            raise
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Inside this, dropout and caches are off."""
+    modes = [(module, module.training) for module in model.modules()]
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    caches = [(config, config.use_cache) for config in configs.values() if hasattr(config, "use_cache")]
+    try:
+        model.eval()
+        for config, _ in caches:
+            config.use_cache = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for config, used in caches:
+            config.use_cache = used
