@@ -45,7 +45,16 @@ _PUBLIC = {
         "save",
         "save_checkpoint",
     ],
+    "calibrate.fp4": ["FP4"],
+    "calibrate.gptq": ["GPTQ"],
+    "calibrate.gqsa": ["GQSA"],
+    "calibrate.lorc": ["LoRC"],
+    "calibrate.rtn": ["RTN"],
+    "calibrate.spqr": ["SpQR"],
     "calibrate.wanda": ["Wanda"],
+    "factor.low_rank": ["LowRank", "energy_ranks"],
+    "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
+    "quantization": ["FloatGrid", "IntegerGrid"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
     "train.cht": ["CHT"],
@@ -88,8 +97,16 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.fp4 import FP4 as FP4
+    from openwork.calibrate.gptq import GPTQ as GPTQ
+    from openwork.calibrate.gqsa import GQSA as GQSA
+    from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.rtn import RTN as RTN
+    from openwork.calibrate.spqr import SpQR as SpQR
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
+    from openwork.factor.low_rank import LowRank as LowRank
+    from openwork.factor.low_rank import energy_ranks as energy_ranks
     from openwork.files import FileError as FileError
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect
@@ -107,6 +124,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
     from openwork.layouts.linear import SparseLinear as SparseLinear
+    from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
+    from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
     from openwork.method import Method as Method
@@ -130,6 +149,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.prune.synflow import SynFlow as SynFlow
     from openwork.pruner import Pruned as Pruned
     from openwork.pruner import sparsify_ as sparsify_
+    from openwork.quantization import FloatGrid as FloatGrid
+    from openwork.quantization import IntegerGrid as IntegerGrid
     from openwork.schedules import Cosine as Cosine
     from openwork.schedules import Linear as Linear
     from openwork.schedules import OneShot as OneShot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -17,7 +18,7 @@ from openwork.quantization.grids import Loss
 from openwork.quantization.grouped import fit
 
 ROUNDS = 3
-"""How often weights and inputs are searched in turn; the authors' number."""
+"""How often weights and inputs are searched in turn, at most; the authors' number."""
 
 TOKENS = 256
 """Calibration tokens that the search over the grids of inputs looks at."""
@@ -71,7 +72,9 @@ class FP4(Calibrated):
         chosen = [grid for grid in grids if grid.name == self.format.upper()]
         if not chosen:
             names = ", ".join(grid.name.lower() for grid in grids)
-            raise ValueError(f"a float of {self.bits} bits is one of {names}, or 'search'; got {self.format!r}")
+            raise ValueError(
+                f"a float of {self.bits} bits is one of {names}, or 'search'; got {self.format!r}"
+            )
         return chosen
 
     def solve(self, layer: Layer) -> Solution:
@@ -115,6 +118,7 @@ class FP4(Calibrated):
         """Search weights for inputs on ``grid``, then the bias of the inputs for those weights, and again."""
         scale, shift = shifted_scale(grid, largest.to(x.dtype))
         folded = weight / torch.exp2(shift.to(weight))  # exact: powers of two
+        before = math.inf
         for _ in range(ROUNDS):
             read = rounded_inputs(x, grid, scale, shift)
             quantized = best_weights(folded, self.grids(), read.T @ read, target.T @ read)
@@ -125,13 +129,16 @@ class FP4(Calibrated):
                 errors.append((float(change.square().sum()), at.scale))
             error, scale = min(errors, key=lambda pair: pair[0])
             yield error, grid, scale, shift, quantized
+            if error >= before:
+                break
+            before = error
 
 
 def best_weights(weight: Tensor, grids: Sequence[FloatGrid], gram: Tensor, target: Tensor) -> Quantized:
     """The format of a weight, and the bias of each of its rows, that make the error of the outputs least.
 
-    The squared error of row ``w_q`` is ``w_q G w_q - 2 w_q t + constant``, with ``G = Q^T Q`` of the inputs ``Q`` as they are read
-    and ``t = Y^T Q`` of the outputs ``Y`` that are wanted.
+    The squared error of row ``w_q`` is ``w_q G w_q - 2 w_q t + constant``, with ``G = Q^T Q`` of the inputs ``Q`` as they are
+    read and ``t = Y^T Q`` of the outputs ``Y`` that are wanted.
 
     Args:
         weight: ``[out, in]``.

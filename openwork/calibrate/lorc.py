@@ -27,9 +27,9 @@ class LoRC(Calibrated):
     outputs, ``||X (W - W_c - A B)^T||``, which the singular value decomposition of the residual times the Cholesky factor of
     ``X^T X`` gives exactly. Rank 8 is about 1 % more weights in large layers.
 
-    It helps where the residual has few large singular values, as that of pruning often has; that of rounding is nearly flat. The
-    zeros of ``W_c`` stay; the layer becomes a :class:`~openwork.layouts.low_rank.CompensatedLinear`. A last stage: later ones would
-    not see the term.
+    It helps where the residual has few large singular values, as that of pruning often has; that of rounding is nearly flat.
+    The zeros of ``W_c`` stay; the layer becomes a :class:`~openwork.layouts.low_rank.CompensatedLinear`. A last stage: later
+    ones would not see the term.
 
     Args:
         rank: of the term, 4 to 32; the authors' 8. Layers with fewer rows or columns take what they have.

@@ -82,7 +82,7 @@ class LowRank(Calibrated):
     def solve(self, layer: Layer) -> Solution:
         if len(layer.shape) != 2:
             raise ValueError(
-                f"{layer.name} is a convolution {list(layer.shape)}: a product of two matrices stands for a linear layer; exclude it"
+                f"{layer.name} is a convolution {list(layer.shape)}, and two thin matrices stand for a linear layer: exclude it"
             )
         if not bool(layer.mask.all()):
             raise ValueError(

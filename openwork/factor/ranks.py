@@ -53,18 +53,19 @@ def allocated(
 def _greedy(
     spectra: Mapping[str, tuple[tuple[int, ...], Tensor]], budget: float, multiple: int
 ) -> dict[str, int]:
-    ranks, steps = {}, []
+    ranks: dict[str, int] = {}
+    steps: list[tuple[float, str, int, int]] = []
     for name, (shape, energy) in spectra.items():
-        cost, runs = sum(shape), energy.double() / energy.double().sum().clamp(min=1e-300)
-        ranks[name] = min(multiple, min(shape))
+        cost, gains = sum(shape), energy.double() / energy.double().sum().clamp(min=1e-300)
+        ranks[name] = min(multiple, *shape)
         budget -= ranks[name] * cost
         for first in range(multiple, min(shape), multiple):
-            run = runs[first : first + multiple]
+            run = gains[first : first + multiple]
             steps.append((-float(run.sum()) / (len(run) * cost), name, len(run), len(run) * cost))
-    for _, name, run, cost in sorted(steps, key=lambda step: step[0]):
+    for _, name, more, cost in sorted(steps, key=lambda step: step[0]):
         if cost > budget:
             break
-        ranks[name], budget = ranks[name] + run, budget - cost
+        ranks[name], budget = ranks[name] + more, budget - cost
     return ranks
 
 

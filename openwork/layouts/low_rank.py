@@ -93,7 +93,9 @@ class CompensatedLinear(nn.Linear):
         layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         like = linear.weight
-        layer.left, layer.right = (nn.Parameter(factor.detach().to(like, copy=True)) for factor in (left, right))
+        layer.left, layer.right = (
+            nn.Parameter(factor.detach().to(like, copy=True)) for factor in (left, right)
+        )
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ class RoundedInputLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``."""
-        return F.linear(rounded_inputs(x, self.grid, self.input_scale, self.input_shift), self.weight, self.bias)
+        return F.linear(
+            rounded_inputs(x, self.grid, self.input_scale, self.input_shift), self.weight, self.bias
+        )
 
     def extra_repr(self) -> str:
         """Sizes and the grid of the inputs."""
@@ -48,6 +50,8 @@ class RoundedInputLinear(nn.Linear):
 
 def rounded_inputs(x: Tensor, grid: FloatGrid, scale: Tensor, shift: Tensor) -> Tensor:
     """``q(x * 2^r)`` for ``x [..., in]``, of the dtype of ``x``."""
-    shifted = torch.ldexp(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, shift.to(torch.int32))
+    shifted = torch.ldexp(
+        x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, shift.to(torch.int32)
+    )
     at = Placement(scale.to(shifted), torch.zeros((), dtype=shifted.dtype, device=x.device))
     return grid.round(shifted, at).to(x.dtype)

@@ -133,14 +133,23 @@ class FloatGrid(Grid):
             yield self.at(self.scale_of(bias))
 
     def encode(self, values: Tensor, at: Placement) -> Tensor:
-        size = (values.abs() / at.scale).clamp_(max=self.top)
-        exponent = (torch.frexp(size).exponent - 1).clamp_(min=1 - self.usual_bias)  # floor(log2), exactly
-        step = torch.ldexp(torch.ones_like(size), exponent - self.mantissa)
-        level = (size / step).round_().mul_(step)
+        level = self._level(values, at.scale)
         magnitudes = self.levels()[: 1 << (self.bits - 1)].to(level)  # ascending
         code = torch.searchsorted(magnitudes, level)
         negative = (values < 0) & (code > 0)
         return (code + negative * (1 << (self.bits - 1))).to(torch.uint8)
+
+    def round(self, values: Tensor, at: Placement) -> Tensor:
+        """As decoding the codes, without looking them up."""
+        level = self._level(values, at.scale)
+        return torch.where(level > 0, torch.copysign(level, values), 0).mul_(at.scale).to(values.dtype)
+
+    def _level(self, values: Tensor, scale: Tensor) -> Tensor:
+        """The magnitudes of the nearest levels, at scale 1."""
+        size = (values.abs() / scale).clamp_(max=self.top)
+        exponent = (torch.frexp(size).exponent - 1).clamp_(min=1 - self.usual_bias)  # floor(log2), exactly
+        step = torch.ldexp(torch.ones_like(size), exponent - self.mantissa)
+        return size.div_(step).round_().mul_(step)
 
     def decode(self, codes: Tensor, at: Placement) -> Tensor:
         levels: Tensor = self.levels().to(at.scale)[codes.long()]
