@@ -87,6 +87,12 @@ class _Walk:
         every = {name: row for rows in reversed(self.rows) for name, row in rows.items()}
         self.masks = {name: beginning(row, masks) for name, row in every.items()}
         self.layers = {name: matrices(row.weight) for name, row in every.items()}
+        exact = [isinstance(s, BlockCalibrated) and s.exact for s in stages]
+        if exact != sorted(exact, reverse=True):
+            raise ValueError(
+                "stages that only move scale between layers come first in a recipe, and "
+                f"{', '.join(s.name for s in stages)} has one after others"
+            )
         self.lines: list[Line] = []
         self.parts: dict[str, dict[str, Any]] = {}
         needs = frozenset[str]().union(*(s.needs for s in stages if isinstance(s, Calibrated)))
@@ -122,7 +128,11 @@ class _Walk:
         for stage, rows in zip(self.stages, self.rows, strict=True):
             if isinstance(stage, BlockCalibrated):
                 self._solve_block(stage, name, block, layers, stream, targets)
-                states = {m.name: self._reread(m, states[m.name]) for m in layers}
+                if stage.exact:
+                    statistics, targets = self._collect(block, layers, stream, keep=whole)
+                    states = {m.name: self._state(m, statistics) for m in layers}
+                else:
+                    states = {m.name: self._reread(m, states[m.name]) for m in layers}
                 continue
             for m in layers:
                 if m.weight.name in rows:
@@ -161,7 +171,8 @@ class _Walk:
         )
 
     def _reread(self, m: Matrix, layer: Layer) -> Layer:
-        return dataclasses.replace(layer, weight=_weight(m), bias=_bias(m))
+        parts = self.parts.get(m.name, {})
+        return dataclasses.replace(layer, weight=_weight(m), bias=_bias(m), parts=parts)
 
     def _solve(self, stage: Calibrated, row: Row, m: Matrix, layer: Layer) -> Layer:
         if not stage.reads_zeros:
@@ -219,6 +230,8 @@ class _Walk:
                     [stream.call(b) for b in range(len(stream))],
                     targets,
                     [self.batches.tokens(b) for b in range(len(stream))],
+                    {m.name: m for m in layers},
+                    self.parts,
                 )
             )
         seconds = time.perf_counter() - began
