@@ -51,6 +51,15 @@ _PUBLIC = {
     "calibrate.lorc": ["LoRC"],
     "calibrate.rtn": ["RTN"],
     "calibrate.spqr": ["SpQR"],
+    "calibrate.admm": ["ADMM"],
+    "calibrate.alps": ["ALPS"],
+    "calibrate.bias_correct": ["BiasCorrect"],
+    "calibrate.column_sweep": ["ColumnSweep"],
+    "calibrate.dsnot": ["DSnoT"],
+    "calibrate.flap": ["FLAP"],
+    "calibrate.refit": ["Refit"],
+    "calibrate.ria": ["RIA"],
+    "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
     "factor.low_rank": ["LowRank", "energy_ranks"],
     "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
@@ -97,11 +106,20 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.admm import ADMM as ADMM
+    from openwork.calibrate.alps import ALPS as ALPS
+    from openwork.calibrate.bias_correct import BiasCorrect as BiasCorrect
+    from openwork.calibrate.column_sweep import ColumnSweep as ColumnSweep
+    from openwork.calibrate.dsnot import DSnoT as DSnoT
+    from openwork.calibrate.flap import FLAP as FLAP
     from openwork.calibrate.fp4 import FP4 as FP4
     from openwork.calibrate.gptq import GPTQ as GPTQ
     from openwork.calibrate.gqsa import GQSA as GQSA
     from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
+    from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
     from openwork.calibrate.spqr import SpQR as SpQR
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration

@@ -323,7 +323,7 @@ def test_storages_that_disagree_are_noticed(register):
 
 
 def test_what_is_neither_training_nor_pruning_is_refused():
-    with pytest.raises(TypeError, match="neither a Training nor a Pruning"):
+    with pytest.raises(TypeError, match="neither a Training nor a Pruning nor a Calibrated"):
         check_method(Method)
     with pytest.raises(ValueError, match="no promise is called speed; there are is registered"):
         check_method(SET, ["speed"])

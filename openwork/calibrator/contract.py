@@ -20,6 +20,7 @@ from openwork.allocation import Allocation
 from openwork.blocks import Matrix
 from openwork.method import Method
 from openwork.patterns import Pattern
+from openwork.reconstruction.admm import Normalized
 from openwork.reconstruction.hessian import inverse_factor, layer_error
 from openwork.statistics import Statistics
 
@@ -78,6 +79,13 @@ class Layer:
         """
         s = self.statistics
         return s.once(("inverse factor", damping), lambda: inverse_factor(s.gram, damping))
+
+    def normalized(self, damping: float) -> Normalized:
+        """``H`` in units where every input has norm one, and its inverses; computed once for all layers that read the same
+        tensor.
+        """
+        s = self.statistics
+        return s.once(("normalized", damping), lambda: Normalized(s.gram, damping))
 
     def error(self, weight: Tensor) -> float:
         """Squared error of the layer's outputs when it computes with ``weight``, relative to their own square:
