@@ -1,12 +1,12 @@
 """Where a scale of a tensor can hide: divided into what makes the tensor, multiplied into what reads it.
 
-A linear layer computes the same from ``x / s`` with its columns times ``s``, for any positive ``s`` of each channel. Nothing is left
-over where the division can be folded into the layer that makes ``x``: the weight and bias of a norm, or the rows of a linear layer,
-also behind a ReLU and on one side of a product of gates.
+A linear layer computes the same from ``x / s`` with its columns times ``s``, for any positive ``s`` of each channel. Nothing is
+left over where the division can be folded into the layer that makes ``x``: the weight and bias of a norm, or the rows of a linear
+layer, also behind a ReLU and on one side of a product of gates.
 
 What makes and what reads a tensor is seen, not guessed from names: :class:`Watching` records every operation of one run. A tensor
-that something else reads as well (a residual connection, the output of the model) cannot be scaled, and neither can one whose layer
-takes part in the run twice.
+that something else reads as well (a residual connection, the output of the model) cannot be scaled, and neither can one whose
+layer takes part in the run twice.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Watching(TorchFunctionMode):
         result = func(*args, **kwargs)
         tensors = [x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)]
         results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if results:
+        if tensors and results:
             self._alive += [*tensors, *results]
             self.uses.update(id(x) for x in tensors if id(x) in self.names)
             self._note(func, args, kwargs, tensors, results)
