@@ -87,8 +87,12 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "probes.persistence": ["Persistence", "persistence"],
+    "probes.topology": ["Wiring", "topology"],
+    "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
+    "prune.random_search": ["RandomSearch"],
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
 }
@@ -161,8 +165,15 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import Pretraining as Pretraining
     from openwork.probes.average_parameters import fit_average_law as fit_average_law
     from openwork.probes.average_parameters import pretraining as pretraining
+    from openwork.probes.persistence import Persistence as Persistence
+    from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.topology import Wiring as Wiring
+    from openwork.probes.topology import topology as topology
+    from openwork.probes.width_bound import Capacity as Capacity
+    from openwork.probes.width_bound import er_capacity as er_capacity
     from openwork.prune.grasp import GraSP as GraSP
     from openwork.prune.magnitude import Magnitude as Magnitude
+    from openwork.prune.random_search import RandomSearch as RandomSearch
     from openwork.prune.snip import SNIP as SNIP
     from openwork.prune.synflow import SynFlow as SynFlow
     from openwork.pruner import Pruned as Pruned

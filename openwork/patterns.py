@@ -29,11 +29,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.positions import where
+from openwork.kernels.ranking import largest
+from openwork.positions import ascending
 
 Shape = tuple[int, ...]
 
@@ -56,30 +56,15 @@ def top_k(scores: Tensor, k: int) -> Tensor:
         raise ValueError(f"cannot keep {k} of {n} competitors: ask for a number between 0 and {n}")
     if k in (0, n):
         return torch.full_like(scores, k == n, dtype=torch.bool)
+    if scores.dim() == 1:
+        return largest(scores, k)
     if scores.is_floating_point():
         scores = torch.where(scores.isnan(), -math.inf, scores)
-    if scores.dim() == 1:
-        return _top_k_of_one_row(scores, k)
     threshold = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
     above = scores > threshold
     tied = scores == threshold
     places_left = k - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= places_left))
-
-
-def _top_k_of_one_row(scores: Tensor, k: int) -> Tensor:
-    """The same for the long rows of unstructured topologies, where every pass counts."""
-    lowest = scores.numel() - k
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        # NumPy selects with vector instructions, torch does not.
-        threshold = torch.from_numpy(np.partition(scores.detach().numpy(), lowest)[lowest : lowest + 1])
-    else:
-        threshold = scores.kthvalue(lowest + 1, keepdim=True).values
-    chosen = scores >= threshold
-    if surplus := int(chosen.sum()) - k:
-        tied = where(scores == threshold)
-        chosen[tied[tied.numel() - surplus :]] = False
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -144,7 +129,7 @@ class Grid:
     def positions_of(self, atoms: Tensor) -> Tensor:
         """The flat positions of the weights of the given atoms, sorted ascending: ``len(atoms) * atom`` of them."""
         if self.plain:
-            return atoms.sort().values
+            return ascending(atoms)
         order = self.row_axes + self.competitor_axes + self.atom_axes
         inside = torch.arange(self.atom, device=atoms.device)
         rest = (atoms.unsqueeze(-1) * self.atom + inside).flatten()
@@ -153,7 +138,7 @@ class Grid:
             pieces[axis] = rest % self.split[axis]
             rest = rest // self.split[axis]
         flat = self._ravel([pieces[a] for a in range(len(self.split))], tuple(range(len(self.split))))
-        return flat.sort().values
+        return ascending(flat)
 
     def _unravel(self, positions: Tensor) -> list[Tensor]:
         pieces = []

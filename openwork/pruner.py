@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ class Pruning(Method):
         rounds: how many times to score and cut. In round ``r`` of ``n`` the density is ``d ** (r / n)``, and only connections
             that survived so far are scored; 1 cuts at once.
     """
+
+    before_training: ClassVar[bool] = False
+    """Whether it is meant for a network that is not trained yet."""
 
     rounds: int = 1
 

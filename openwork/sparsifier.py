@@ -316,7 +316,8 @@ class Sparsifier:
         self._remembering = True  # at least the positions, which take as much room as the weights
         try:
             for c in self.connections.values():
-                if not bool(c.values.isfinite().all()):
+                values = c.values
+                if values.numel() and not all(bool(bound.isfinite()) for bound in values.aminmax()):
                     raise FloatingPointError(f"the weights of {c.name} hold NaN or infinity")
             with torch.no_grad():
                 self.method.update(self, self.step_count)

@@ -19,8 +19,9 @@ from openwork.plan import Weight
 from openwork.positions import located, where
 from openwork.processes import averaged
 
-TILE = 1 << 21
-"""Gradient entries that are in memory at once when a stored layer looks for places to grow."""
+TILE = 1 << 18
+"""Gradient entries that are in memory at once when a stored layer looks for places to grow: 1 MiB, which the second-level cache
+holds between the product that makes them and the search."""
 
 
 class StoredConnections(Connections):
@@ -71,7 +72,7 @@ class StoredConnections(Connections):
         def moved(tensor: Tensor) -> Tensor:
             if not tensor.numel():
                 return tensor.new_zeros(positions.numel())
-            return tensor[index].index_fill_(0, grown, 0)
+            return tensor.index_select(0, index).index_fill_(0, grown, 0)
 
         parameter = self.layer.weight_values
         states = {key: moved(state) for key, state in self._states().items()}

@@ -99,7 +99,7 @@ def _check_shared(alias: str, name: str, stored: Mapping[str, Stored], where: st
 def _replaceable(model: nn.Module, header: Header, where: str) -> list[str]:
     """Names of the modules that become a :class:`SparseLayer`."""
     replaced = []
-    for name in header.sparse_linear:
+    for name in header.sparse_layers:
         module = model.get_submodule(name)
         if isinstance(module, SparseLayer):
             continue

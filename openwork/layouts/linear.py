@@ -108,8 +108,11 @@ class SparseLinear(SparseLayer[Prepared], nn.Linear):  # type: ignore[misc]  # t
 
     def gradient_rows(self, first: int, last: int) -> Tensor:
         """Rows of ``dyᵀ x``, summed over the observations."""
-        rows = self.weight_values.detach().new_zeros(last - first, self.in_features)
-        for x, dy in self.observations:
+        if not self.observations:
+            return self.weight_values.detach().new_zeros(last - first, self.in_features)
+        (x, dy), *others = self.observations
+        rows = dy[:, first:last].T @ x
+        for x, dy in others:
             rows.addmm_(dy[:, first:last].T, x)
         return rows
 

@@ -46,8 +46,8 @@ class RowBlocks(Layout):
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if wrong := cls.unsuited_to(values):
+            return wrong
         if not topology.kept:
             return "there are no connections"
         if topology.density > DENSEST:
@@ -66,7 +66,7 @@ class RowBlocks(Layout):
                 f"the rows of this {topology.shape[0]} x {topology.shape[1]} weight do not share their "
                 "columns in blocks: hold it in another layout, or prune it with the pattern Block(4, 1)"
             )
-        return cls(row_blocks(topology.crow, topology.col, values, topology.shape, found, batch))
+        return cls(row_blocks(topology.crow, topology.col, values.float(), topology.shape, found, batch))
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return self.held.linear(x, bias, activation)

@@ -33,6 +33,9 @@ from openwork.scores import run
 
 __all__ = ["MARGIN", "Decision", "Decisions", "contest", "pack_"]
 
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""By how much of their largest value packing may change the outputs, for each dtype that weights may be rounded to."""
+
 Change = tuple[str, nn.Module, nn.Module]
 """A module's name, what it was and what takes its place."""
 
@@ -43,6 +46,7 @@ def pack_(
     example_inputs: Any,
     *,
     batches: Sequence[int] | None = None,
+    weight_dtype: torch.dtype = torch.float32,
     seconds: float = 0.2,
     cache: bool = True,
 ) -> Decisions:
@@ -56,6 +60,10 @@ def pack_(
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. Decides
             the size of batch that each layer is measured at.
         batches: sizes of batch to serve, instead of the one of ``example_inputs``; a layer keeps the best layout for each.
+        weight_dtype: the coarsest that weights of linear layers may be rounded to where that is faster. float32 rounds none.
+            **bfloat16 changes results**: weights keep 8 bits of mantissa, and kernels for larger batches, dense ones among them,
+            round their inputs too; sums are float32 either way. Parameters and files keep the weights as they are. A model
+            whose weights are bfloat16 needs no leave.
         seconds: to spend on measuring each layer at each size.
         cache: remember choices for this machine (in ``$OPENWORK_CACHE``, or the user's cache folder).
 
@@ -63,9 +71,13 @@ def pack_(
         The table of choices.
 
     Raises:
+        TypeError: weights cannot be rounded to ``weight_dtype``.
         ValueError: the model calls no linear layer and no convolution on ``example_inputs``.
         RuntimeError: a packed layer changed the outputs by more than rounding; the model is as it was.
     """
+    if weight_dtype not in TOLERANCE:
+        known = ", ".join(map(str, TOLERANCE))
+        raise TypeError(f"weights of packed layers are stored as one of {known}, not {weight_dtype}")
     model.eval()
     expected, seen = _observed(model, example_inputs)
     if not seen:
@@ -88,7 +100,7 @@ def pack_(
             new, told = _pack_conv(model, name, layer, wanted, after, seconds, memory)
         else:
             assert isinstance(layer, nn.Linear)
-            new, told = _pack_linear(name, layer, sizes, after, seconds, memory)
+            new, told = _pack_linear(name, layer, sizes, after, weight_dtype, seconds, memory)
         decisions += told
         if new is not layer:
             changes.append((name, layer, new))
@@ -100,19 +112,26 @@ def pack_(
                 changes.append((after.activation, model.get_submodule(after.activation), nn.Identity()))
     for name, _, new in changes:
         _put(model, name, new)
-    _verify(model, example_inputs, expected, changes)
+    _verify(model, example_inputs, expected, changes, TOLERANCE[weight_dtype])
     if memory is not None:
         memory.write()
     return Decisions(tuple(decisions))
 
 
 def _pack_linear(
-    name: str, layer: nn.Linear, sizes: Sequence[int], after: Behind, seconds: float, memory: Memory | None
+    name: str,
+    layer: nn.Linear,
+    sizes: Sequence[int],
+    after: Behind,
+    weight_dtype: torch.dtype,
+    seconds: float,
+    memory: Memory | None,
 ) -> tuple[nn.Module, list[Decision]]:
     chosen: dict[int, Layout] = {}
     told = []
     for batch in sizes:
-        chosen[batch], decision = choose(name, LinearTrial(*connections_of(layer), batch), seconds, memory)
+        trial = LinearTrial(*connections_of(layer), batch, weight_dtype)
+        chosen[batch], decision = choose(name, trial, seconds, memory)
         told.append(decision)
     return packed_linear(layer, chosen, after.kind), told
 
@@ -182,13 +201,13 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _verify(
-    model: nn.Module, example_inputs: Any, expected: Any, changes: list[tuple[str, nn.Module, nn.Module]]
+    model: nn.Module, example_inputs: Any, expected: Any, changes: Sequence[Change], tolerance: float
 ) -> None:
     outputs = run(model, example_inputs)
     for before, after in zip(_tensors(expected), _tensors(outputs), strict=True):
         scale = before.abs().max().clamp(min=1e-12)
         error = float(((before - after).abs().max() / scale).float()) if before.numel() else 0.0
-        if error > (1e-4 if before.dtype in (torch.float32, torch.float64) else 3e-2):
+        if error > (tolerance if before.dtype in (torch.float32, torch.float64) else max(tolerance, 3e-2)):
             for name, old, _ in changes:
                 _put(model, name, old)
             raise RuntimeError(

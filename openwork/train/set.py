@@ -105,11 +105,12 @@ class SET(StaticRandom):
             return connections.strongest(active - _floor(fraction * active))
         values = connections.values
         negative = values < 0
-        dropped = torch.zeros_like(negative)
-        for side in (negative, ~negative):
-            closest_to_zero = torch.where(side, -values.abs(), -torch.inf)
-            dropped |= top_k(closest_to_zero, _floor(fraction * int(side.sum())))
-        return ~dropped
+        others = int(negative.count_nonzero())
+        drop, drop_others = _floor(fraction * (negative.numel() - others)), _floor(fraction * others)
+        # In order of value the weights of the other sign come first: those closest to zero follow them.
+        closest = ~negative & top_k(-values, others + drop)
+        closest_others = negative & top_k(values, negative.numel() - others + drop_others)
+        return ~(closest | closest_others)
 
 
 def _floor(count: float) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,11 +112,12 @@ def test_what_is_no_topology_reaches_no_kernel(border: str, case: tuple[list[int
     empty_layer(shape)
 
     def reached() -> None:
-        raise AssertionError("wrong indices reached the native library")
+        raise AssertionError("wrong indices reached the native kernels")
 
+    proof = SimpleNamespace(is_topology=native.library().is_topology)  # nothing else of the library is there
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "kernels", reached)
-        patch.setattr(native, "library", reached)
+        patch.setattr(native, "library", lambda: proof)
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             BORDERS[border](*arrays, shape)
 
