@@ -26,6 +26,28 @@ OPENWORK_INLINE Vec weights(const BFloat16* p) {
   return (Vec)(__builtin_convertvector(half, IntVec) << 16);
 #endif
 }
+
+// An IEEE half. Only finite ones arrive here.
+struct Half {
+  std::uint16_t bits;
+};
+
+OPENWORK_INLINE Vec weights(const Half* p) {
+#if defined(__AVX512F__)
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff, half);
+#else
+  HalfWords half;
+  std::memcpy(&half, p, sizeof half);
+  const IntVec wide = __builtin_convertvector(half, IntVec);
+  const IntVec size = (wide & 0x7fff) << 13;
+  const Vec normal = (Vec)(size + (112 << 23));            // another bias of the exponent
+  const Vec tiny = (Vec)(size + (113 << 23)) - 0x1p-14f;   // exponent 0: a fixed point number below 2^-14
+  const IntVec absolute = (wide & 0x7c00) == 0 ? (IntVec)tiny : (IntVec)normal;
+  return (Vec)(absolute | (wide & 0x8000) << 16);
+#endif
+}
+
 OPENWORK_INLINE float weight(const float* p) { return *p; }
 OPENWORK_INLINE float weight(const BFloat16* p) {
   const std::uint32_t bits = std::uint32_t{p->bits} << 16;

@@ -29,6 +29,7 @@ _PUBLIC = {
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
+    "layouts.group_int4": ["GroupInt4Linear"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
@@ -145,6 +146,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.group_int4 import GroupInt4Linear as GroupInt4Linear
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
     from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
