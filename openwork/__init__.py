@@ -62,6 +62,13 @@ _PUBLIC = {
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
+    "calibrate.awq": ["AWQ"],
+    "calibrate.cbq": ["CBQ"],
+    "calibrate.coarse_to_fine": ["CoarseToFine"],
+    "calibrate.smoothquant": ["SmoothQuant"],
+    "calibrate.straight_through": ["StraightThrough"],
+    "calibrator.windows": ["reconstruct_"],
+    "calibrator.scales": ["tune_scales_"],
     "factor.low_rank": ["LowRank", "energy_ranks"],
     "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
     "quantization": ["FloatGrid", "IntegerGrid"],
@@ -113,7 +120,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import UniformPlus as UniformPlus
     from openwork.calibrate.admm import ADMM as ADMM
     from openwork.calibrate.alps import ALPS as ALPS
+    from openwork.calibrate.awq import AWQ as AWQ
     from openwork.calibrate.bias_correct import BiasCorrect as BiasCorrect
+    from openwork.calibrate.cbq import CBQ as CBQ
+    from openwork.calibrate.coarse_to_fine import CoarseToFine as CoarseToFine
     from openwork.calibrate.column_sweep import ColumnSweep as ColumnSweep
     from openwork.calibrate.dsnot import DSnoT as DSnoT
     from openwork.calibrate.flap import FLAP as FLAP
@@ -124,10 +134,14 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.refit import Refit as Refit
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
+    from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant
     from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
     from openwork.calibrate.spqr import SpQR as SpQR
+    from openwork.calibrate.straight_through import StraightThrough as StraightThrough
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
+    from openwork.calibrator.scales import tune_scales_ as tune_scales_
+    from openwork.calibrator.windows import reconstruct_ as reconstruct_
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
     from openwork.files import FileError as FileError

@@ -31,8 +31,8 @@ class AWQ(Migrating):
     """Scale each input channel by ``s_j = (mean|X_j|)^a``, with the ``a`` for which rounding the weights harms the outputs least.
 
     A weight of a channel with large inputs is multiplied by ``s > 1`` before it is rounded and its input divided by ``s``, so its
-    rounding error counts ``s`` times less. ``s`` is divided by ``sqrt(max s * min s)``; ``a`` is searched on 20 points from 0, where
-    nothing is scaled, to 0.95. The error is that of all layers that read the tensor together.
+    rounding error counts ``s`` times less. ``s`` is divided by ``sqrt(max s * min s)``; ``a`` is searched on 20 points from 0,
+    where nothing is scaled, to 0.95. The error is that of all layers that read the tensor together.
 
     The model computes the same as before: follow it with the quantiser it prepared for, such as ``[AWQ(), RTN()]``.
 

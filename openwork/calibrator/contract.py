@@ -177,6 +177,19 @@ class Block:
         output: Tensor = self.inputs[index].run(self.module)
         return output
 
+    def weight(self, layer: str) -> Tensor:
+        """The weight of one of :attr:`layers` as it is now, float32 ``[out, in * prod(kernel)]``, a copy."""
+        m = self.layers[layer]
+        p = m.weight.parameter.detach()
+        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        return m.view(p).flatten(1).to(dtype, copy=True)
+
+    def mask(self, layer: str) -> Tensor:
+        """The mask of one of :attr:`layers`, of the shape of :meth:`weight`."""
+        m = self.layers[layer]
+        name = next(name for name, p in self.module.named_parameters() if p is m.weight.parameter)
+        return m.view(self.masks[name]).flatten(1)
+
     def __len__(self) -> int:
         return len(self.inputs)
 

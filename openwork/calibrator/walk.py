@@ -127,7 +127,7 @@ class _Walk:
         states = {m.name: self._state(m, statistics) for m in layers}
         for stage, rows in zip(self.stages, self.rows, strict=True):
             if isinstance(stage, BlockCalibrated):
-                self._solve_block(stage, name, block, layers, stream, targets)
+                self._solve_block(stage, rows, name, block, layers, stream, targets)
                 if stage.exact:
                     statistics, targets = self._collect(block, layers, stream, keep=whole)
                     states = {m.name: self._state(m, statistics) for m in layers}
@@ -212,6 +212,7 @@ class _Walk:
     def _solve_block(
         self,
         stage: BlockCalibrated,
+        rows: Mapping[str, Row],
         name: str,
         block: nn.Module,
         layers: Sequence[Matrix],
@@ -230,7 +231,7 @@ class _Walk:
                     [stream.call(b) for b in range(len(stream))],
                     targets,
                     [self.batches.tokens(b) for b in range(len(stream))],
-                    {m.name: m for m in layers},
+                    {m.name: m for m in layers if m.weight.name in rows},
                     self.parts,
                 )
             )
