@@ -111,6 +111,12 @@ class Matrix:
         return (self.weight.shape[0] // self.of, *self.weight.shape[1:])
 
     @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in * prod(kernel))``."""
+        out, *inputs = self.shape
+        return out, math.prod(inputs)
+
+    @property
     def rows(self) -> slice:
         """Its outputs among those of the whole weight."""
         out = self.shape[0]
@@ -119,6 +125,11 @@ class Matrix:
     def view(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape, seen as this ``[out, in, *kernel]``."""
         return self.weight.oriented(tensor)[self.rows]
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape as a matrix ``[out, in * prod(kernel)]`` of its own, float32 (float64 if it is)."""
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        return self.view(tensor).flatten(1).to(dtype, copy=True)
 
     @property
     def bias(self) -> nn.Parameter | None:

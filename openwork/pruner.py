@@ -17,7 +17,9 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
+from openwork.blocks import stacks
 from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, Stage, calibrate_
+from openwork.calibrator.planning import left_dense, restricted
 from openwork.method import Method
 from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
 from openwork.scores import Batch, Loss, Scores
@@ -110,7 +112,8 @@ def sparsify_(
         data: batches ``(inputs, targets)`` for methods that look at data; a batch of inputs alone (a tensor, or a dict of
             keyword arguments) will do for calibration. Read once for each round, and once for calibration.
         loss: ``loss(outputs, targets)`` for scores that are gradients; cross entropy by default.
-        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``offload``.
+        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``true_sequential``, ``targets``,
+            ``errors``, ``offload``, ``checkpoint``.
 
     Returns:
         The plan and the masks; from calibration, with the table of what each stage did to each layer. Kept counts are exact, ties
@@ -150,17 +153,21 @@ def _recipe(
         )
     if data is not None and not isinstance(data, (list, tuple)):
         data = list(data)
+    if not scoring:
+        return calibrate_(model, calibrated, data=data, **walk)
+    model = unwrapped(model)
+    dense = left_dense(model, stacks(model, walk.get("blocks", "auto")))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    before = {name: p.detach().clone() for name, p in unwrapped(model).named_parameters()} if scoring else {}
     try:
         for stage in scoring:
-            masks |= _prune(model, stage, data, loss).masks
+            pruned = _prune(model, restricted(stage, dense), data, loss)
+            masks |= pruned.masks
     finally:
         with torch.no_grad():
-            for name, p in unwrapped(model).named_parameters():
-                if name in before:
-                    p.copy_(before[name])
-    return calibrate_(model, calibrated, data=data, masks=masks, **walk)
+            for name, p in model.named_parameters():
+                p.copy_(before[name])
+    return calibrate_(model, calibrated, data=data, masks=masks, chosen=pruned.plan, **walk)
 
 
 def _prune(model: nn.Module, method: Pruning, data: Iterable[Batch] | None, loss: Loss | None) -> Pruned:

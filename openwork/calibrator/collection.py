@@ -40,6 +40,25 @@ class Collection:
         leader = self._leader.get(layer.name)
         return self._new(layer) if leader is None else self._statistics[leader]
 
+    def sequence(self) -> list[list[Matrix]]:
+        """The layers in groups, in the order in which they read: a group reads the same tensor. All experts of one fused
+        weight are one group.
+        """
+        of: dict[str, int] = {}
+        groups: dict[int, list[Matrix]] = {}
+        named = {layer.name: layer for layer in self._layers}
+        for name, leader in self._leader.items():
+            layer = named[name]
+            key = of.get(named[leader].weight.name, of.get(layer.weight.name, len(of)))
+            of.setdefault(layer.weight.name, key)
+            groups.setdefault(key, []).append(layer)
+        never = [layer for layer in self._layers if layer.name not in self._leader]
+        for layer in never:
+            key = of.get(layer.weight.name, len(of))
+            of.setdefault(layer.weight.name, key)
+            groups.setdefault(key, []).append(layer)
+        return list(groups.values())
+
     def run(self, batch: int, tokens: Tensor | None, forward: Callable[[], Any]) -> Any:
         """Run ``forward`` and add up what the layers read meanwhile; returns what it returns.
 
@@ -77,7 +96,7 @@ class Collection:
     def _new(self, layer: Matrix, rows: Tensor | None = None) -> Statistics:
         dtype = layer.weight.parameter.dtype
         return Statistics(
-            layer.view(layer.weight.parameter).flatten(1).shape[1],
+            layer.matrix_shape[1],
             gram=self._wanted.gram,
             samples=self._wanted.samples,
             dtype=torch.float64 if dtype == torch.float64 else torch.float32,

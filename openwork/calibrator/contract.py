@@ -87,13 +87,22 @@ class Layer:
         s = self.statistics
         return s.once(("normalized", damping), lambda: Normalized(s.gram, damping))
 
-    def error(self, weight: Tensor) -> float:
-        """Squared error of the layer's outputs when it computes with ``weight``, relative to their own square:
-        ``E(weight - dense) / E(dense)``. Needs ``X^T X``.
+    def error(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """Squared error of the layer's outputs when it computes with other values, relative to ``E(dense)``, the square of
+        what its weights make of its inputs. Needs ``X^T X``.
+
+        Args:
+            weight: ``W [out, in]``; with ``D = W - dense``, the error is ``E(D) = tr(D H D^T)``.
+            bias: ``[out]``, where it is not the dense one. A change ``c`` of it adds ``2 n c . D mean(x) + n ||c||^2`` over ``n``
+                tokens.
         """
-        gram = self.statistics.gram
-        norm = float(layer_error(self.dense, gram))
-        return float(layer_error(weight - self.dense, gram)) / norm if norm else 0.0
+        s, change = self.statistics, weight - self.dense
+        error = float(layer_error(change, s.gram))
+        if bias is not None:
+            shift = bias.double() - (0.0 if self.dense_bias is None else self.dense_bias.double())
+            error += s.count * float(2 * shift @ (change.double() @ s.mean) + shift @ shift)
+        norm = float(layer_error(self.dense, s.gram))
+        return max(error, 0.0) / norm if norm else 0.0
 
 
 @dataclass(frozen=True)
@@ -180,9 +189,7 @@ class Block:
     def weight(self, layer: str) -> Tensor:
         """The weight of one of :attr:`layers` as it is now, float32 ``[out, in * prod(kernel)]``, a copy."""
         m = self.layers[layer]
-        p = m.weight.parameter.detach()
-        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-        return m.view(p).flatten(1).to(dtype, copy=True)
+        return m.matrix(m.weight.parameter.detach())
 
     def mask(self, layer: str) -> Tensor:
         """The mask of one of :attr:`layers`, of the shape of :meth:`weight`."""

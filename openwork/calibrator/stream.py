@@ -122,17 +122,23 @@ class Stream:
                     leaves.append(calls[i].leaves[j])
         return Call(self.wiring.specs[i], tuple(leaves), self.wiring.outputs[i])
 
-    def advance(self) -> None:
-        """Run the present block as it is now on every batch, and go on to the next."""
+    def advance(self, *, keep: bool = False) -> list[Tensor]:
+        """Run the present block as it is now on every batch, and go on to the next; returns its outputs, to ``keep``."""
         i, last = self._position, self._position + 1 == len(self._blocks)
-        if self.wiring is not None and not last:
-            for b in range(len(self)):
-                self._flowing[b] = self.call(b).outputs(self._blocks[i])
+        flows, kept = self.wiring is not None and not last, []
+        for b in range(len(self) if flows or keep else 0):
+            call = self.call(b)
+            outputs = call.outputs(self._blocks[i])
+            if flows:
+                self._flowing[b] = outputs
+            if keep:
+                kept.append(outputs[call.output])
         self._position += 1
         if self.wiring is None and not last:
             self._record(self._position)
         elif i == 0:
             self._drop_unread()
+        return kept
 
     def close(self) -> None:
         """Forget all activations."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.blocks import Matrix
+
 
 class Undo:
     """Remembers how a model was."""
@@ -31,10 +33,19 @@ class Undo:
         self._replaced.append((owner, child, owner.get_submodule(child)))
         owner.register_module(child, module)
 
-    def add_bias(self, module: nn.Module, bias: Tensor) -> None:
-        """Give a bias to a layer that has none."""
+    def add_bias(self, m: Matrix, bias: Tensor) -> None:
+        """Give a bias to a layer that has none.
+
+        Raises:
+            ValueError: it is of a kind that has no place for one.
+        """
+        module, parameter = m.weight.module, m.weight.parameter
+        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or m.of > 1:
+            raise ValueError(
+                f"{m.name} belongs to a {type(module).__name__}, which has no place for a bias: exclude it"
+            )
         self._added.append(module)
-        module.register_parameter("bias", nn.Parameter(bias))
+        module.register_parameter("bias", nn.Parameter(bias.to(parameter.dtype), parameter.requires_grad))
 
     def undo(self) -> None:
         """Put everything back."""

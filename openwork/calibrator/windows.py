@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openwork.blocks import Matrix, matrices, stacks
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.contract import Block, BlockCalibrated
-from openwork.calibrator.planning import beginning, plans
+from openwork.calibrator.planning import beginning, left_dense, planned
 from openwork.calibrator.report import Calibration, Line
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.tuning import Tuned
@@ -123,7 +123,7 @@ def reconstruct_(
     batches, began = Batches(data), time.perf_counter()
     with all_or_nothing(model) as undo, at_rest(model), at_rest(reference):
         rows = stacks(model, blocks)
-        layout = plans(model, [method], rows)[0]
+        layout = planned(model, method, left_dense(model, rows))
         held = {row.name: beginning(row, masks or {}) for row in layout.sparse}
         layers = [m for row in layout.sparse for m in matrices(row.weight)]
         parts: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.files.header import DTYPES, Entry, FileError, Header, nearest, weight_of
+from openwork.durable import FileError
+from openwork.files.header import DTYPES, Entry, Header, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
 from openwork.layouts.conv import SparseConv2d, unsuited
 from openwork.layouts.layer import SparseLayer

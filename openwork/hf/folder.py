@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from openwork.durable import FileError
 from openwork.files.container import write
-from openwork.files.header import FileError
 from openwork.files.names import plain_state, shared_names
 from openwork.files.writing import arranged
 from openwork.hf.card import Card

@@ -22,8 +22,9 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from openwork.durable import FileError
 from openwork.files.container import opened_together
-from openwork.files.header import DTYPES, Entry, FileError, Header, weight_of
+from openwork.files.header import DTYPES, Entry, Header, weight_of
 from openwork.files.reading import read_layout, read_one
 from openwork.files.writing import arranged
 from openwork.layouts.linear import SparseLinear

@@ -117,7 +117,7 @@ def alps(
     """Alternating directions that choose the mask: ``rho`` rises as long as the mask changes, and it ends when that is stable.
 
     Every ``every`` steps ``rho`` is multiplied by 1.3, 1.2 or 1.1 if more than a tenth, more than half a percent, or any of the
-    kept connections have changed. Where hardly any changed at the first look, ``rho`` was too large to begin with: it is divided by
+    kept connections have changed. Where none changed at the first looks, ``rho`` was too large to begin with: it is divided by
     five and all begins again.
 
     Args:
