@@ -31,6 +31,7 @@ _PUBLIC = {
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
     "layouts.group_int4": ["GroupInt4Linear"],
+    "layouts.embedding": ["SparseEmbedding"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
@@ -163,6 +164,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.embedding import SparseEmbedding as SparseEmbedding
     from openwork.layouts.group_int4 import GroupInt4Linear as GroupInt4Linear
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear

@@ -41,8 +41,8 @@ def sparse_linear(
 ) -> Tensor:
     """`activation(x W^T + bias)` for the sparse W of `values` at the topology of `prepared`.
 
-    float32 on the CPU runs natively, anything else through `reference.sparse_linear`. Differentiable in x,
-    values and bias, twice.
+    float32 on the CPU runs natively, and so do bfloat16 and float16, with float32 sums that are rounded once at the end;
+    anything else goes through `reference.sparse_linear`. Differentiable in x, values and bias, twice.
 
     Args:
         x: [..., inputs]; any strides, any number of leading dimensions.
@@ -60,6 +60,9 @@ def sparse_linear(
     outputs, inputs = prepared.shape
     check_linear(x, inputs, outputs, bias, activation)
     check_values(values, prepared)
+    if is_half(x, values, bias):
+        wide = None if bias is None else bias.float()
+        return sparse_linear(x.float(), values.float(), prepared, wide, activation).to(x.dtype)
     if not is_native(x, values, bias):
         return reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
     if x.dim() == 2:
@@ -113,6 +116,8 @@ def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
             f"x must be [batch, {inputs}] and dy [batch, {outputs}], "
             f"found {list(x.shape)} and {list(dy.shape)}."
         )
+    if is_half(x, dy):
+        return weight_gradient(x.float(), dy.float(), prepared).to(x.dtype)
     if not is_native(x, dy):
         return reference.weight_gradient(x, dy, prepared.positions)
     transposed = prepared.transposed if torch.is_grad_enabled() and x.requires_grad else []
@@ -125,6 +130,17 @@ def is_native(*tensors: Tensor | None) -> bool:
     if not native.enabled():
         return False
     return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in tensors)
+
+
+def is_half(*tensors: Tensor | None) -> bool:
+    """Whether these tensors are computed natively once they are widened: all bfloat16 or all float16, on the CPU."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if not native.enabled() or len(dtypes) != 1 or dtypes.isdisjoint(_HALF):
+        return False
+    return all(t is None or t.is_cpu for t in tensors)
+
+
+_HALF = {torch.bfloat16, torch.float16}
 
 
 def is_traced(*tensors: Tensor | None) -> bool:

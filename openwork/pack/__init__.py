@@ -5,7 +5,8 @@
 
 Every linear layer and convolution is timed at the sizes of batch it really sees, each sparse layout that suits it
 against every dense kernel at hand, taking turns. A layer is only replaced where the winner beats what was there by more
-than the noise; a batch norm behind a convolution is folded into it. Choices are remembered for this machine, so that
+than the noise; a batch norm behind a convolution is folded into it. Networks of convolutions are then timed as a whole, too:
+with images kept in the order of the kernels from layer to layer. Choices are remembered for this machine, so that
 packing again costs nothing.
 """
 
@@ -25,13 +26,14 @@ from openwork.layouts.packed_conv import connections_of as conv_connections
 from openwork.pack.behind import Behind, behind
 from openwork.pack.choice import MARGIN, choose
 from openwork.pack.conv import ConvTrial, packed_conv
-from openwork.pack.decisions import Decision, Decisions
+from openwork.pack.decisions import Decision, Decisions, Whole
 from openwork.pack.linear import LinearTrial, connections_of, contest, packed_linear
 from openwork.pack.memory import Memory
+from openwork.pack.whole import layer_by_layer_, run_whole_
 from openwork.progress import track
 from openwork.scores import run
 
-__all__ = ["MARGIN", "Decision", "Decisions", "contest", "pack_"]
+__all__ = ["MARGIN", "Decision", "Decisions", "Whole", "contest", "pack_"]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """By how much of their largest value packing may change the outputs, for each dtype that weights may be rounded to."""
@@ -79,6 +81,7 @@ def pack_(
         known = ", ".join(map(str, TOLERANCE))
         raise TypeError(f"weights of packed layers are stored as one of {known}, not {weight_dtype}")
     model.eval()
+    layer_by_layer_(model)
     expected, seen = _observed(model, example_inputs)
     if not seen:
         raise ValueError(
@@ -115,7 +118,7 @@ def pack_(
     _verify(model, example_inputs, expected, changes, TOLERANCE[weight_dtype])
     if memory is not None:
         memory.write()
-    return Decisions(tuple(decisions))
+    return Decisions(tuple(decisions), run_whole_(model, example_inputs, batches or [samples], seconds))
 
 
 def _pack_linear(
