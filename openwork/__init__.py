@@ -71,6 +71,10 @@ _PUBLIC = {
     "calibrate.straight_through": ["StraightThrough"],
     "calibrator.windows": ["reconstruct_"],
     "calibrator.scales": ["tune_scales_"],
+    "calibrate.layer_drop": ["LayerDrop", "drop_blocks_"],
+    "calibrator.storage": ["to_quantized_"],
+    "layouts.quantized": ["QuantizedLinear"],
+    "probes.sensitivity": ["Sensitivity", "sensitivity"],
     "factor.low_rank": ["LowRank", "energy_ranks"],
     "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
     "quantization": ["FloatGrid", "IntegerGrid"],
@@ -132,6 +136,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.fp4 import FP4 as FP4
     from openwork.calibrate.gptq import GPTQ as GPTQ
     from openwork.calibrate.gqsa import GQSA as GQSA
+    from openwork.calibrate.layer_drop import LayerDrop as LayerDrop
+    from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
     from openwork.calibrate.refit import Refit as Refit
     from openwork.calibrate.ria import RIA as RIA
@@ -143,6 +149,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
     from openwork.calibrator.scales import tune_scales_ as tune_scales_
+    from openwork.calibrator.storage import to_quantized_ as to_quantized_
     from openwork.calibrator.windows import reconstruct_ as reconstruct_
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
@@ -169,6 +176,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
     from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
+    from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
     from openwork.method import Method as Method
@@ -188,6 +196,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import pretraining as pretraining
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.sensitivity import Sensitivity as Sensitivity
+    from openwork.probes.sensitivity import sensitivity as sensitivity
     from openwork.probes.topology import Wiring as Wiring
     from openwork.probes.topology import topology as topology
     from openwork.probes.width_bound import Capacity as Capacity

@@ -13,9 +13,11 @@ from openwork.calibrate.gptq import by_importance, ordered_factor
 from openwork.calibrator.contract import Layer, Solution
 from openwork.calibrator.quantizing import Quantizing, quantized_solution
 from openwork.layouts.csr import CSR
+from openwork.layouts.quantized import Outliers
 from openwork.method import method
 from openwork.quantization import Grid, Group
 from openwork.quantization.outliers import OutlierQuantizer
+from openwork.quantization.two_level import joined
 from openwork.reconstruction.sweep import sweep
 
 
@@ -91,43 +93,25 @@ class SpQR(Quantizing):
             like=factor,
         )
         sweep(weight[:, order], factor, layer.mask[:, order], quantize=rounding, block=self.block)
-        outliers = Outliers.found(rounding, order, layer.weight.dtype)
-        solution = quantized_solution(
-            layer, rounding.result(order), statistics=tuple(rounding.statistics), outliers=outliers
-        )
+        outliers = found_outliers(rounding, order, layer.weight.dtype)
+        parts: dict[str, Any] = {"outliers": outliers}
+        if rounding.statistics:
+            parts["statistics"] = joined(rounding.statistics)
+        solution = quantized_solution(layer, rounding.result(order), **parts)
         return Solution(solution.weight + outliers.dense(), parts=solution.parts)
 
 
-@dataclass(frozen=True)
-class Outliers:
-    """The weights of a layer that are not rounded: a topology, and values ``[kept]`` that sixteen bits hold exactly."""
-
-    topology: CSR
-    values: Tensor
-
-    @classmethod
-    def found(cls, rounding: OutlierQuantizer, order: Tensor, dtype: torch.dtype) -> Outliers:
-        """Those of a sweep, put back in the order of the weight."""
-        mask, values = torch.empty_like(rounding.outlier), torch.empty_like(rounding.values)
-        mask[:, order], values[:, order] = rounding.outlier, rounding.values
-        return cls(CSR.from_mask(mask), values[mask].to(dtype))
-
-    def dense(self) -> Tensor:
-        """``[out, in]``, zero elsewhere."""
-        return self.topology.dense(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values and columns of 16 bits each, and of row pointers of 32."""
-        return 4 * self.topology.kept + 4 * (self.topology.shape[0] + 1)
+def found_outliers(rounding: OutlierQuantizer, order: Tensor, dtype: torch.dtype) -> Outliers:
+    """The outliers of a sweep, put back in the order of the weight."""
+    mask, values = torch.empty_like(rounding.outlier), torch.empty_like(rounding.values)
+    mask[:, order], values[:, order] = rounding.outlier, rounding.values
+    return Outliers(CSR.from_mask(mask), values[mask].to(dtype))
 
 
 def bits_per_weight(parts: Mapping[str, Any]) -> float:
     """Bits that a layer of SpQR takes for each of its weights, everything counted, from the parts of its solution."""
-    quantized, outliers = parts["quantized"], parts["outliers"]
-    codes = quantized.codes.numel() * quantized.grid.bits
-    statistics = sum(s.nbytes for s in parts["statistics"]) * 8
-    if not parts["statistics"]:
-        statistics = quantized.at.scale.numel() * quantized.grid.placement_bits
-    bits: float = (codes + statistics + 8 * outliers.nbytes) / max(1, quantized.codes.numel())
-    return bits
+    quantized, statistics = parts["quantized"], parts.get("statistics")
+    size: int = quantized.codes.numel()
+    first = quantized.at.scale.numel() * quantized.grid.placement_bits
+    bits = size * quantized.grid.bits + 8 * parts["outliers"].nbytes
+    return float(bits + (first if statistics is None else 8 * statistics.nbytes)) / max(1, size)

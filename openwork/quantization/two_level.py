@@ -8,8 +8,10 @@ Paper: Dettmers et al., SpQR, ICLR 2024, arXiv 2306.03078.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from openwork.quantization.grids import Placement
@@ -39,6 +41,17 @@ class TwoLevel:
     def nbytes(self) -> int:
         """Bytes of codes and second placements."""
         return self.scale.nbytes + self.zero.nbytes
+
+
+def joined(statistics: Sequence[TwoLevel]) -> TwoLevel:
+    """Statistics of neighbouring groups, one after another."""
+
+    def together(parts: Sequence[Quantized]) -> Quantized:
+        at = Placement(torch.cat([q.at.scale for q in parts]), torch.cat([q.at.zero for q in parts]))
+        return Quantized(parts[0].grid, torch.cat([q.codes for q in parts]), at, parts[0].group_of)
+
+    first = statistics[0]
+    return TwoLevel(together([s.scale for s in statistics]), together([s.zero for s in statistics]), first.integer)
 
 
 def two_level(at: Placement, bits: int = 3, rows: int = 16, *, integer: bool = True) -> TwoLevel:
