@@ -139,8 +139,10 @@ def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
 
 
 def is_native(*tensors: Tensor | None) -> bool:
-    """Whether the native kernels compute with these tensors: float32 on the CPU."""
-    if not native.enabled():
+    """Whether the native kernels compute with these tensors: float32 on the CPU, outside transforms of ``torch.func``, which
+    need operators they know.
+    """
+    if not native.enabled() or torch._C._are_functorch_transforms_active():
         return False
     return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in tensors)
 
