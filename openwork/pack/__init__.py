@@ -113,7 +113,9 @@ def pack_(
                 assert isinstance(norm, nn.BatchNorm2d)
                 changes.append((after.norm, norm, FoldedBatchNorm2d.of(norm)))
             if after.activation:
-                changes.append((after.activation, model.get_submodule(after.activation), nn.Identity()))
+                changes.append(
+                    (after.activation, model.get_submodule(after.activation), nn.Identity().eval())
+                )
     for name, _, new in changes:
         _put(model, name, new)
     _verify(model, example_inputs, expected, changes, TOLERANCE[weight_dtype])
