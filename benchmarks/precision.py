@@ -1,9 +1,9 @@
-"""What fewer bits are worth: sparse layers with bfloat16, int8 and 4-bit weights against the best dense kernels of float32 and bfloat16.
+"""What fewer bits are worth: sparse layers with bfloat16, int8 and 4-bit weights against dense kernels of float32 and bfloat16.
 
 All contenders of a case take turns in one process (`openwork.pack.contest`): every layout that suits at the coarsest precision
-allowed, and every dense kernel. The ratios are to the fastest dense kernel in float32, and to the fastest in bfloat16, which rounds
-inputs too. Losses are printed as well as wins. Writes a dated file that names the machine; a part that is run again replaces
-its rows there.
+allowed, and every dense kernel. The ratios are to the fastest dense kernel in float32, and to the fastest in bfloat16, which
+rounds inputs too. Losses are printed as well as wins. Writes a dated file that names the machine; a part that is run again
+replaces its rows there.
 
     python benchmarks/precision.py [--part weights|model|blocks|groups] [--layer 1024x1024] [--seconds 0.5]
 """
@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,11 +108,9 @@ def groups(shape: tuple[int, int], seconds: float) -> Iterator[Row]:
         layer = GroupInt4Linear.from_dense(weight, mask)
         for batch in BATCHES:
             x = torch.randn(batch, shape[1], generator=generator)
-            calls: dict[str, Callable[[], Tensor]] = {
-                cls.name: lambda held=cls.hold(weight, batch), x=x: held.compute(x, None, "none")
-                for cls in (OneDNNDense, BFloat16OneDNNDense)
-            }
-            calls["int4 groups"] = lambda x=x: layer(x)
+            calls: dict[str, Callable[[], Tensor]] = {"int4 groups": partial(layer, x)}
+            for cls in (OneDNNDense, BFloat16OneDNNDense):
+                calls[cls.name] = partial(cls.hold(weight, batch).compute, x, None, "none")
             times = {name: time.median * 1e3 for name, time in latencies(calls, seconds=seconds).items()}
             case = {
                 "part": "groups",
