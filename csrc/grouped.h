@@ -1,7 +1,9 @@
 // Images side by side: a vector is one pixel of 16 images.
 //
 // Shifts are whole vectors, so every pixel is held once. Made for batches; packing and unpacking transpose 16 pixels of 16 images in
-// registers. A tile is neighbouring pixels of one row.
+// registers, or only copy where the tensors in memory are in this order too: `blocked`, [16 images][row][channel][column][image]. There
+// the rows of all channels lie together because bands are what is read and written: one stretch of memory each. A tile is neighbouring
+// pixels of one row.
 #pragma once
 #include "planes.h"
 
@@ -12,6 +14,7 @@ namespace {
 // pixel: margins, which hold zeros.
 struct Chart {
   std::int64_t begin, end, blanks;
+  std::int64_t width, channels;
   std::int32_t* where;
   std::int32_t* blank;
 
@@ -24,6 +27,8 @@ struct Chart {
     const std::int64_t h1 = larger(h0, smaller(side.height, (first_row + rows) * side.row_stride - side.row_pad));
     begin = smaller(h0 * side.width, side.pixels);
     end = smaller(h1 * side.width, side.pixels);
+    width = side.width;
+    channels = side.channels;
     where = memory;
     blank = memory + (end - begin);
     for (std::int64_t i = 0; i < size; ++i) blank[i] = 0;
@@ -41,11 +46,34 @@ struct Chart {
       if (!blank[i]) blank[blanks++] = static_cast<std::int32_t>(i);
   }
 
+  void clear_blanks(float* planes) const {
+    for (std::int64_t i = 0; i < blanks; ++i)
+      for (std::int64_t image = 0; image < pixel_vector; image += lanes) store(planes + blank[i] * pixel_vector + image, Vec{});
+  }
+
+  // Calls body(place in the planes, floats from the start of a blocked channel) for every pixel.
+  template <class Body>
+  OPENWORK_INLINE void for_blocked(Body body) const {
+    const std::int32_t* at = where;
+    for (std::int64_t row = begin / width; row < end / width; ++row)
+      for (std::int64_t column = 0; column < width; ++column, ++at) body(*at, (row * channels * width + column) * pixel_vector);
+  }
+
+  // Pixels of one blocked channel into its planes.
+  void copy(const float* x, float* planes) const {
+    clear_blanks(planes);
+    for_blocked([&](std::int32_t at, std::int64_t from) __attribute__((always_inline)) {
+      if (at < 0) return;
+      for (std::int64_t image = 0; image < pixel_vector; image += lanes)
+        store(planes + at * pixel_vector + image, load(x + from + image));
+    });
+  }
+
   // Pixels of one channel of `images` images, whose starts are `stride` floats apart, into its planes.
   void pack(const float* x, std::int64_t stride, std::int64_t images, float* planes) const {
+    clear_blanks(planes);
     for (std::int64_t image = 0; image < pixel_vector; image += lanes) {
       float* to = planes + image;
-      for (std::int64_t i = 0; i < blanks; ++i) store(to + blank[i] * pixel_vector, Vec{});
       for (std::int64_t p = begin; p < end; p += lanes) {
         const std::int64_t count = smaller(lanes, end - p);
         const float* from = x + image * stride + p;
@@ -68,29 +96,38 @@ struct Chart {
     }
   }
 
-  // The planes of one channel, plus bias, through the activation, into `images` images.
-  template <Activation activation>
-  void unpack(const float* planes, float bias, float* y, std::int64_t stride, std::int64_t images) const {
+  // The planes of one channel into its blocked outputs, past the caches if asked.
+  template <class Finish>
+  void deliver(const float* planes, const Finish& finish, float* y, bool past_caches) const {
+    for_blocked([&](std::int32_t at, std::int64_t to) __attribute__((always_inline)) {
+      for (std::int64_t image = 0; image < pixel_vector; image += lanes) {
+        const Vec v = finish(load(planes + at * pixel_vector + image), to + image, lanes);
+        if (past_caches) store_past_caches(y + to + image, v);
+        else store(y + to + image, v);
+      }
+    });
+  }
+
+  // The planes of one channel into `images` images.
+  template <class Finish>
+  void unpack(const float* planes, const Finish& finish, float* y, std::int64_t stride, std::int64_t images) const {
     for (std::int64_t image = 0; image < images; image += lanes) {
       const float* from = planes + image;
       for (std::int64_t p = begin; p < end; p += lanes) {
-        const std::int64_t count = smaller(lanes, end - p);
-        float* to = y + image * stride + p;
+        const std::int64_t count = smaller(lanes, end - p), to = image * stride + p;
         const std::int32_t* at = where + (p - begin);
-        const auto output = [&](int i) __attribute__((always_inline)) {
-          return apply<activation>(load(from + at[i] * pixel_vector) + bias);
-        };
         Vec block[lanes];
         if (count == lanes && images - image >= lanes) {
           OPENWORK_UNROLL
-          for (int i = 0; i < lanes; ++i) block[i] = output(i);
+          for (int i = 0; i < lanes; ++i) block[i] = load(from + at[i] * pixel_vector);
           transpose(block);
           OPENWORK_UNROLL
-          for (int i = 0; i < lanes; ++i) store_unaligned(to + i * stride, block[i]);
+          for (int i = 0; i < lanes; ++i) store_unaligned(y + to + i * stride, finish(block[i], to + i * stride, lanes));
         } else {
-          for (int i = 0; i < lanes; ++i) block[i] = i < count ? output(i) : Vec{};
+          for (int i = 0; i < lanes; ++i) block[i] = i < count ? load(from + at[i] * pixel_vector) : Vec{};
           transpose(block);
-          for (int i = 0; i < lanes && image + i < images; ++i) store_first(to + i * stride, block[i], count);
+          for (int i = 0; i < lanes && image + i < images; ++i)
+            store_first(y + to + i * stride, finish(block[i], to + i * stride, count), count);
         }
       }
     }
@@ -146,16 +183,18 @@ struct Grouped : Geometry {
               [&](auto a, auto row, auto p, auto column) { return g.out_place(a, row, p, column); }, g.out.phases() * g.out_pitch(),
               inputs.blank + g.in_pitch()) {}
 
-    void pack_inputs(const float* x, std::int64_t stride, std::int64_t images, float* planes) const {
-      inputs.pack(x, stride, images, planes);
+    void pack_inputs(const float* x, std::int64_t stride, std::int64_t images, Order order, float* planes) const {
+      if (order == Order::plain) inputs.pack(x, stride, images, planes);
+      else inputs.copy(x, planes);
     }
     // As if they had been computed: what dW needs of dY.
     void pack_outputs(const float* y, std::int64_t stride, std::int64_t images, float* planes) const {
       outputs.pack(y, stride, images, planes);
     }
-    template <Activation activation>
-    void unpack(float* planes, float bias, float* y, std::int64_t stride, std::int64_t images) const {
-      outputs.unpack<activation>(planes, bias, y, stride, images);
+    template <class Finish>
+    void unpack(const float* planes, const Finish& finish, float* y, std::int64_t stride, std::int64_t images, Order order) const {
+      if (order == Order::plain) outputs.unpack(planes, finish, y, stride, images);
+      else outputs.deliver(planes, finish, y, order == Order::blocked_past_caches);
     }
   };
 };

@@ -53,9 +53,14 @@ void plan_runs(Address crow_, Address col_, std::int64_t rows, std::int64_t colu
         found.push_back({static_cast<std::int32_t>(row), first, last - first});
         ++bucket[std::min(last - first, longest_unrolled + 1)];
       }
-      std::stable_sort(found.begin(), found.end(), [](const Run& x, const Run& y) { return x.length < y.length; });
-      std::copy(found.begin(), found.end(), run + run_count);
+      // Sorted by length, rows in order among equals: each bucket has a place to go on at, only the last is mixed.
+      Run* next[bucket_count];
+      next[0] = run + run_count;
+      for (int i = 1; i < bucket_count; ++i) next[i] = next[i - 1] + bucket[i - 1];
+      Run* const longest = next[bucket_count - 1];
+      for (const Run& one : found) *next[std::min(one.length, longest_unrolled + 1)]++ = one;
       run_count += static_cast<std::int64_t>(found.size());
+      std::stable_sort(longest, run + run_count, [](const Run& x, const Run& y) { return x.length < y.length; });
     }
   }
   parts[part_count] = {static_cast<std::int32_t>(rows), static_cast<std::int32_t>(run_count),

@@ -1,6 +1,8 @@
 // The Python module openwork.kernels._native: one submodule per level this machine can run, all with the same functions.
 #include "binding.h"
 #include "index.h"
+#include "positions.h"
+#include "ranking.h"
 
 namespace nb = nanobind;
 
@@ -46,4 +48,13 @@ NB_MODULE(_native, m) {
   m.attr("levels") = nb::tuple(names);
   m.def("plan_runs", plan_runs, nb::call_guard<nb::gil_scoped_release>());
   m.def("transpose", transpose, nb::call_guard<nb::gil_scoped_release>());
+  m.def("count_below", count_below, nb::call_guard<nb::gil_scoped_release>());
+  m.def("merge", merge, nb::call_guard<nb::gil_scoped_release>());
+  m.def("sort", openwork::sort, nb::call_guard<nb::gil_scoped_release>());
+  m.def("cut_into_rows", cut_into_rows, nb::call_guard<nb::gil_scoped_release>());
+  m.def("lay_flat", lay_flat, nb::call_guard<nb::gil_scoped_release>());
+  m.def("is_topology", is_topology, nb::call_guard<nb::gil_scoped_release>());
+  m.def("locate", locate, nb::call_guard<nb::gil_scoped_release>());
+  m.def("keep_largest", keep_largest, nb::call_guard<nb::gil_scoped_release>());
+  m.def("mark_largest", mark_largest, nb::call_guard<nb::gil_scoped_release>());
 }

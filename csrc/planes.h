@@ -11,6 +11,7 @@
 //
 // The grid is computed in bands of rows: as many as keep a band of inputs and outputs in the second-level cache.
 #pragma once
+#include "activation.h"
 #include "stream.h"
 #include "tiles.h"
 
@@ -18,6 +19,10 @@ namespace openwork::OPENWORK_LEVEL {
 namespace {
 
 constexpr std::int64_t pixel_vector = 16;  // floats that a tap moves together: one cache line
+
+// How a tensor lies in memory: as PyTorch has it, or with 16 images side by side (grouped.h); outputs that no cache will hold until they are
+// read are written past them.
+enum class Order { plain, blocked, blocked_past_caches };
 
 // One of the tensors, [images][channels][height][width]. `pixels` may be less than height * width: the last row is then shorter.
 struct Side {
@@ -65,6 +70,21 @@ struct PixelTile {
   std::int64_t pitch;
   static constexpr int at(int strip, int j) { return j * pixel_vector + strip * lanes; }
   OPENWORK_INLINE static const float* input(Word word, const float* x) { return input_of<pixel_vector>(word, x); }
+};
+
+// What happens to the sums of a channel on their way out: plus the bias, plus what is carried around the convolution (may be null), through
+// the activation.
+template <Activation activation>
+struct Finish {
+  float bias;
+  const float* carried;
+
+  OPENWORK_INLINE Vec operator()(Vec sum) const { return apply<activation>(sum + bias); }
+  // `count` sums that go to y + to.
+  OPENWORK_INLINE Vec operator()(Vec sum, std::int64_t to, std::int64_t count) const {
+    sum += bias;
+    return apply<activation>(carried ? sum + load_first(carried + to, count) : sum);
+  }
 };
 
 // Calls body with the tile size as a compile-time constant.

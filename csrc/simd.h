@@ -31,6 +31,23 @@ typedef std::int32_t IntVec __attribute__((vector_size(lanes * 4), may_alias));
 
 OPENWORK_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 OPENWORK_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// For lines that are written whole and not read soon: they are not fetched first. `flush` before another thread reads them.
+OPENWORK_INLINE void store_past_caches(float* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+OPENWORK_INLINE void flush() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 OPENWORK_INLINE Vec load_unaligned(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 OPENWORK_INLINE void store_unaligned(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 

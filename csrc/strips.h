@@ -67,7 +67,7 @@ struct Strips : Geometry {
       return h < 0 || h >= side.height ? 0 : smaller(side.width, side.pixels - h * side.width);
     }
 
-    void pack_inputs(const float* x, std::int64_t, std::int64_t, float* planes) const {
+    void pack_inputs(const float* x, std::int64_t, std::int64_t, Order, float* planes) const {
       float* to = planes;
       for (std::int64_t a = 0; a < g.in.row_phases; ++a)
         for (std::int64_t copy = 0; copy < g.copies(); ++copy)
@@ -86,8 +86,8 @@ struct Strips : Geometry {
       }
       for (; to < planes + g.out_pitch() * pixel_vector; to += lanes) store(to, Vec{});
     }
-    template <Activation activation>
-    void unpack(float* planes, float bias, float* y, std::int64_t, std::int64_t) const {
+    template <class Finish>
+    void unpack(const float* planes, const Finish& finish, float* y, std::int64_t, std::int64_t, Order) const {
       for (std::int64_t a = 0; a < g.out.row_phases; ++a)
         for (std::int64_t p = 0; p < g.out.column_phases; ++p)
           for (std::int64_t row = 0; row < g.band_rows(b); ++row) {
@@ -95,15 +95,17 @@ struct Strips : Geometry {
             const std::int64_t h = (g.first_row + b * g.band + row) * g.out.row_stride + a - g.out.row_pad;
             const std::int64_t stride = g.out.column_stride, width = row_width(g.out, h);
             const std::int64_t shift = g.first_column * stride + p - g.out.column_pad;
-            float* to = y + h * g.out.width + shift;
+            const std::int64_t to = h * g.out.width + shift;
             std::int64_t j = shift < 0 ? (-shift + stride - 1) / stride : 0;
             const std::int64_t end = smaller(g.columns, width > shift ? (width - shift + stride - 1) / stride : 0);
             for (; j < end; j += lanes) {
               const std::int64_t count = smaller(lanes, end - j);
-              const Vec v = apply<activation>(load_first(from + j, count) + bias);
-              if (stride == 1) store_first(to + j, v, count);
-              else
-                for (std::int64_t i = 0; i < count; ++i) to[(j + i) * stride] = v[i];
+              if (stride == 1) {
+                store_first(y + to + j, finish(load_first(from + j, count), to + j, count), count);
+                continue;
+              }
+              const Vec v = finish(load_first(from + j, count));  // dX, around which nothing is carried
+              for (std::int64_t i = 0; i < count; ++i) y[to + (j + i) * stride] = v[i];
             }
           }
     }

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from openwork.graphs import ch3_l3
-from openwork.patterns import Grid, top_k
-from openwork.positions import below, merged, where
+from openwork.kernels.ranking import NOT_FINITE, best
+from openwork.patterns import Grid
+from openwork.positions import ascending, below, merged, where
 
 Tile = tuple[int, Tensor]
 """The scores ``[n]`` of ``n`` consecutive places, and the number of the first of them. A tile holds whole rows, or a part of
 the only row."""
-
 
 TINY = 1e-300
 """Weight of what has none when something is drawn: only taken when nothing else is left."""
@@ -210,11 +210,11 @@ def free_at_random(taken: Tensor, places: int, k: int, generator: torch.Generato
 def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
     """``k`` distinct numbers below ``n``, every set equally likely, sorted, without memory of size ``n`` when ``k`` is small."""
     if 2 * k >= n:
-        return torch.randperm(n, generator=generator)[:k].sort().values
+        return ascending(torch.randperm(n, generator=generator)[:k])
     drawn = torch.empty(0, dtype=torch.int64)
     # Never more are drawn than are missing, so nothing is thrown away but repeats, and no number is favoured.
     while drawn.numel() < k:
-        more = torch.randint(n, (k - drawn.numel(),), generator=generator).sort().values
+        more = ascending(torch.randint(n, (k - drawn.numel(),), generator=generator))
         drawn = merged(drawn, more).unique_consecutive()
     return drawn
 
@@ -232,7 +232,7 @@ def best_free(tiles: Iterable[Tile], taken: Tensor, vacant: Tensor, grid: Grid) 
         FloatingPointError: a score is NaN or infinite; nothing has changed then.
     """
     if grid.rows == 1:
-        return _best_of_one_row(tiles, taken, int(vacant[0]))
+        return best(tiles, taken, int(vacant[0]))
     chosen = []
     for first, scores in tiles:
         free = _free_scores(first, scores, taken).view(-1, grid.competitors)
@@ -252,26 +252,9 @@ def _best_of_rows(scores: Tensor, wanted: Tensor) -> Tensor:
     return (above | (tied & (tied.cumsum(-1) <= places_left))) & (wanted > 0)
 
 
-def _best_of_one_row(tiles: Iterable[Tile], taken: Tensor, k: int) -> Tensor:
-    best_places, best_scores = taken[:0], None
-    for first, scores in tiles:
-        free = _free_scores(first, scores, taken)
-        if best_scores is None:
-            places = first + torch.arange(free.numel(), device=free.device)
-        else:
-            # Once k are found, later places must be better than the worst of them: among equals the earlier ones stay.
-            full = best_scores.numel() == k
-            hopeful = where(free > (best_scores.min() if full else -torch.inf)) if k else taken[:0]
-            places = torch.cat([best_places, first + hopeful])
-            free = torch.cat([best_scores, free[hopeful]])
-        chosen = where(top_k(free, min(k, free.numel())))
-        best_scores, best_places = free[chosen], places[chosen]
-    return best_places
-
-
 def _free_scores(first: int, scores: Tensor, taken: Tensor) -> Tensor:
     if scores.numel() and not all(bool(bound.isfinite()) for bound in scores.aminmax()):
-        raise FloatingPointError("the scores that growth ranks hold NaN or infinity")
+        raise FloatingPointError(NOT_FINITE)
     low, high = torch.searchsorted(
         taken, torch.tensor([first, first + scores.numel()], device=taken.device)
     ).tolist()

@@ -29,11 +29,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from openwork.positions import where
+from openwork.kernels.ranking import largest
+from openwork.positions import ascending
 
 Shape = tuple[int, ...]
 
@@ -56,30 +56,15 @@ def top_k(scores: Tensor, k: int) -> Tensor:
         raise ValueError(f"cannot keep {k} of {n} competitors: ask for a number between 0 and {n}")
     if k in (0, n):
         return torch.full_like(scores, k == n, dtype=torch.bool)
+    if scores.dim() == 1:
+        return largest(scores, k)
     if scores.is_floating_point():
         scores = torch.where(scores.isnan(), -math.inf, scores)
-    if scores.dim() == 1:
-        return _top_k_of_one_row(scores, k)
     threshold = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
     above = scores > threshold
     tied = scores == threshold
     places_left = k - above.sum(-1, keepdim=True)
     return above | (tied & (tied.cumsum(-1) <= places_left))
-
-
-def _top_k_of_one_row(scores: Tensor, k: int) -> Tensor:
-    """The same for the long rows of unstructured topologies, where every pass counts."""
-    lowest = scores.numel() - k
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        # NumPy selects with vector instructions, torch does not.
-        threshold = torch.from_numpy(np.partition(scores.detach().numpy(), lowest)[lowest : lowest + 1])
-    else:
-        threshold = scores.kthvalue(lowest + 1, keepdim=True).values
-    chosen = scores >= threshold
-    if surplus := int(chosen.sum()) - k:
-        tied = where(scores == threshold)
-        chosen[tied[tied.numel() - surplus :]] = False
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -144,7 +129,7 @@ class Grid:
     def positions_of(self, atoms: Tensor) -> Tensor:
         """The flat positions of the weights of the given atoms, sorted ascending: ``len(atoms) * atom`` of them."""
         if self.plain:
-            return atoms.sort().values
+            return ascending(atoms)
         order = self.row_axes + self.competitor_axes + self.atom_axes
         inside = torch.arange(self.atom, device=atoms.device)
         rest = (atoms.unsqueeze(-1) * self.atom + inside).flatten()
@@ -153,7 +138,7 @@ class Grid:
             pieces[axis] = rest % self.split[axis]
             rest = rest // self.split[axis]
         flat = self._ravel([pieces[a] for a in range(len(self.split))], tuple(range(len(self.split))))
-        return flat.sort().values
+        return ascending(flat)
 
     def _unravel(self, positions: Tensor) -> list[Tensor]:
         pieces = []
@@ -351,18 +336,46 @@ class Groups(Pattern):
         return f"groups {self.axis}"
 
 
+@dataclass(frozen=True)
+class Gates(Pattern):
+    """The same mask for each of ``count`` gates whose weights are stacked along the outputs: 4 in an LSTM, 3 in a GRU.
+
+    A connection between two units leaves or stays in all gates at once, so that the recurrent matrix is one graph between units.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a layer has at least 1 gate; got {self.count}")
+
+    def misfit(self, shape: Shape) -> str | None:
+        if len(shape) < 2:
+            return "it needs an input axis"
+        return f"{shape[0]} outputs are no multiple of {self.count} gates" if shape[0] % self.count else None
+
+    def grid(self, shape: Shape) -> Grid:
+        self._fitting(shape)
+        split = (self.count, shape[0] // self.count, *shape[1:])
+        return Grid(split, (), tuple(range(1, len(split))), (0,))
+
+    def __str__(self) -> str:
+        return f"gates {self.count}"
+
+
 _SPELLINGS: tuple[tuple[str, type[Pattern]], ...] = (
     (r"unstructured", Unstructured),
     (r"(\d+):(\d+)", NM),
     (r"block[ :]?(\d+)x(\d+)", Block),
     (r"fan[-_]in(?:[ :](\d+))?", FanIn),
     (r"groups[ :](\d+)", Groups),
+    (r"gates[ :](\d+)", Gates),
 )
 
 
 def pattern(spelling: str | Pattern) -> Pattern:
     """Read a pattern from its spelling: ``"unstructured"``, ``"2:4"``, ``"block 4x1"``, ``"fan-in"``, ``"fan-in 32"``,
-    ``"groups 0"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern.
+    ``"groups 0"``, ``"gates 4"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern.
     """
     if isinstance(spelling, Pattern):
         return spelling
@@ -371,5 +384,5 @@ def pattern(spelling: str | Pattern) -> Pattern:
             return cls(*(int(number) for number in match.groups() if number is not None))
     raise ValueError(
         f"unknown pattern {spelling!r}: write unstructured, 2:4 (keep 2 of every 4 inputs), block 4x1 (4 outputs x 1 input), "
-        "fan-in, fan-in 32, or groups 0"
+        "fan-in, fan-in 32, groups 0, or gates 4 (the same mask for every gate of an LSTM)"
     )

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openwork.kernels import native
+
 _FEW = 16
 """A list so many times shorter than the other is searched for instead of merged."""
 
@@ -26,13 +28,13 @@ def below(positions: Tensor, bounds: Tensor, *, or_at: bool = False) -> Tensor:
     Returns:
         int64 ``[m]``, what ``torch.searchsorted`` gives.
     """
-    if positions.device.type != "cpu" or _FEW * bounds.numel() < positions.numel():
+    if not _native(positions, bounds) or _FEW * bounds.numel() < positions.numel():
         return torch.searchsorted(positions, bounds, right=or_at)
-    first, second = (positions, bounds) if or_at else (bounds, positions)
-    # NumPy's stable sort finds the two ascending runs and merges them; equal numbers stay in the order given.
-    order = np.argsort(np.concatenate([first.numpy(), second.numpy()]), kind="stable")
-    is_bound = order >= len(first) if or_at else order < len(first)
-    return torch.from_numpy(np.flatnonzero(is_bound)) - torch.arange(bounds.numel())
+    positions, bounds, counts = positions.contiguous(), bounds.contiguous(), torch.empty_like(bounds)
+    native.library().count_below(
+        positions.data_ptr(), positions.numel(), bounds.data_ptr(), bounds.numel(), or_at, counts.data_ptr()
+    )
+    return counts
 
 
 def located(positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,15 +46,40 @@ def located(positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not positions.numel():
         return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
-    index = below(positions, wanted).clamp_(max=positions.numel() - 1)
-    return index, positions[index] == wanted
+    if not _native(positions, wanted) or _FEW * wanted.numel() < positions.numel():
+        index = below(positions, wanted).clamp_(max=positions.numel() - 1)
+        return index, positions[index] == wanted
+    positions, wanted = positions.contiguous(), wanted.contiguous()
+    index, found = torch.empty_like(wanted), torch.empty_like(wanted, dtype=torch.bool)
+    native.library().locate(
+        positions.data_ptr(),
+        positions.numel(),
+        wanted.data_ptr(),
+        wanted.numel(),
+        index.data_ptr(),
+        found.data_ptr(),
+    )
+    return index, found
 
 
 def merged(one: Tensor, other: Tensor) -> Tensor:
     """Two sorted lists as one sorted list; what is in both is there twice."""
-    if one.device.type != "cpu":
+    if not _native(one, other):
         return torch.cat([one, other]).sort().values
-    return torch.from_numpy(np.sort(np.concatenate([one.numpy(), other.numpy()]), kind="stable"))
+    one, other = one.contiguous(), other.contiguous()
+    both = one.new_empty(one.numel() + other.numel())
+    native.library().merge(one.data_ptr(), one.numel(), other.data_ptr(), other.numel(), both.data_ptr())
+    return both
+
+
+def ascending(positions: Tensor) -> Tensor:
+    """Positions, none negative, in order."""
+    if not _native(positions):
+        return positions.sort().values
+    positions = positions.contiguous()
+    ordered = torch.empty_like(positions)
+    native.library().sort(positions.data_ptr(), positions.numel(), ordered.data_ptr())
+    return ordered
 
 
 def where(mask: Tensor) -> Tensor:
@@ -60,3 +87,7 @@ def where(mask: Tensor) -> Tensor:
     if mask.device.type != "cpu":
         return mask.flatten().nonzero().flatten()
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def _native(*positions: Tensor) -> bool:
+    return native.enabled() and all(p.device.type == "cpu" and p.dtype is torch.int64 for p in positions)

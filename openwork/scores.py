@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -61,7 +62,8 @@ def grasp(
     gradient norm by ``-w * Hg`` to first order, so connections with the lowest ``w * Hg`` hinder the flow least when removed.
     ``g`` is taken over all batches first, then ``H g`` as the gradient of ``g_fixed . g``.
     """
-    with untouched(model):
+    # the fused attention kernels have no second derivative
+    with untouched(model), sdpa_kernel(SDPBackend.MATH):
         weights = list(parameters.values())
         kept = list(_some(batches, "GraSP"))
         fixed = [torch.zeros_like(w) for w in weights]

@@ -167,7 +167,7 @@ def test_a_whole_model_comes_back(tmp_path: Path) -> None:
     assert state["norm.num_batches_tracked"].dtype == torch.int64
     report = inspect(path)
     assert report.history == tuple(history)
-    assert report.sparse_linear == ("body.0", "body.2")
+    assert report.sparse_layers == ("body.0", "body.2")
     assert {row.name: row.layout for row in report.rows}["conv.weight"] == "bitmask"
     assert "head.weight" not in {row.name for row in report.rows}
     assert {row.name: row.kept for row in report.rows}["body.2.weight"] == 20
@@ -622,8 +622,8 @@ def retype(name: str, dtype: torch.dtype) -> Edit:
         (field(format_version="1"), "header is not one of format 1"),
         (field(openwork=1), "header is not one of format 1"),
         (field(more=1), "header is not one of format 1.*more"),
-        (field(sparse_linear=["d"]), "'d' is declared a sparse layer without a d.weight"),
-        (field(sparse_linear=[""]), "'' is declared a sparse layer without a weight"),
+        (field(sparse_layers=["d"]), "'d' is declared a sparse layer without a d.weight"),
+        (field(sparse_layers=[""]), "'' is declared a sparse layer without a weight"),
         (field(shared={"x": "y"}), "x cannot be another name of y"),
         (field(shared={"d": "c"}), "d cannot be another name of c"),
         (field(tensors=[]), "header is not one of format 1"),

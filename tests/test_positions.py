@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwork.positions import below, located, merged, where
+from openwork.positions import ascending, below, located, merged, where
 
 NUMBERS = st.lists(st.integers(-5, 40), max_size=60).map(sorted)
 SETS = st.sets(st.integers(0, 60), max_size=60).map(sorted)
@@ -39,6 +39,14 @@ def test_where_they_are(positions, wanted):
 @given(NUMBERS, NUMBERS)
 def test_two_lists_as_one(one, other):
     assert merged(long(one), long(other)).tolist() == sorted(one + other)
+
+
+@given(st.integers(0, 4000), st.integers(1, 2**62), st.integers(0, 99))
+def test_in_order(n, most, seed):
+    positions = torch.randint(most, (n,), generator=torch.Generator().manual_seed(seed))
+    before = positions.clone()
+    assert torch.equal(ascending(positions), positions.sort().values)
+    assert torch.equal(positions, before)
 
 
 @given(st.lists(st.booleans(), max_size=40))

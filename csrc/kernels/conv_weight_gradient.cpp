@@ -70,7 +70,7 @@ void pack_item(const Job<Planes>& job, std::int64_t i, float* to) {
   const typename Planes::Band band(p, i % p.bands(), scratch<std::int32_t>(Scratch::own, p.chart_room()));
 #pragma omp for schedule(static) nowait
   for (std::int64_t c = 0; c < p.in.channels; ++c)
-    band.pack_inputs(job.x + (first_image * p.in.channels + c) * p.in.pixels, p.in.channels * p.in.pixels, images,
+    band.pack_inputs(job.x + (first_image * p.in.channels + c) * p.in.pixels, p.in.channels * p.in.pixels, images, Order::plain,
                      to + c * p.in_pitch() * pixel_vector);
 #pragma omp single nowait
   for (std::int64_t f = p.in.channels * p.in_pitch() * pixel_vector; f < p.in_size(); ++f) to[f] = 0;

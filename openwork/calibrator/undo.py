@@ -53,7 +53,7 @@ class Undo:
             owner.register_module(child, module)
         for module in self._added:
             module.register_parameter("bias", None)
-        for tensor, value in self._values:
+        for tensor, value in reversed(self._values):
             tensor.copy_(value)
 
 

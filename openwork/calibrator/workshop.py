@@ -104,8 +104,12 @@ class Workshop:
             [stream.call(b) for b in range(len(stream))],
             [batches.tokens(b) for b in range(len(stream))],
         )
+        for key, w in weights.items():  # what the masks to begin with prune is pruned before the stage works
+            w.parameter.detach().masked_fill_(~masks[key], 0)
         with torch.enable_grad():
-            stage.solve_block(Block(name, block, masks, calls, targets, tokens))
+            said = stage.solve_block(Block(name, block, masks, calls, targets, tokens))
+        if said:
+            self.parts.setdefault(name, {}).update(said)
         for key, w in weights.items():
             if not bool(w.parameter.isfinite().all()):
                 raise ValueError(f"{stage.name} made NaN or infinity of {w.name}: nothing was changed")

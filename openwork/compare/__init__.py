@@ -10,5 +10,8 @@
 - :mod:`openwork.compare.charts`, :mod:`openwork.compare.report`: the same as one HTML page.
 - :mod:`openwork.compare.breakeven`, :mod:`openwork.compare.roofline`, :mod:`openwork.compare.curves`: layers, from which
   sparsity on sparse wins, and how near to the limits of the machine.
+- :mod:`openwork.compare.comparison`: every method beside the naive baselines, at equal size and cost, for
+  ``openwork compare``; :mod:`openwork.compare.field` says who takes part, :mod:`openwork.compare.perceptrons` with which
+  networks, :mod:`openwork.compare.ledger` what is finished.
 - :mod:`openwork.compare.demo`: the contest of ``openwork demo``.
 """

@@ -1,8 +1,8 @@
 """Train the same network by several methods, at equal cost: the same data, steps, batches and learning rate.
 
 Methods that keep their number of connections train in stored form: parameters, gradients and optimizer state
-have the size of what is kept from the first step to the last. Gradual pruning starts dense, and trains under
-masks.
+have the size of what is kept from the first step to the last. Methods that start dense, or that need what is
+pruned (its weights, its momentum), train under masks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
+import torch
 from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -19,10 +21,15 @@ from openwork.compare.measure import TrainingState, training_state
 from openwork.method import Method
 from openwork.progress import phase
 from openwork.pruner import Pruning, sparsify_
+from openwork.scores import Batch
 from openwork.sparsifier import Sparsifier, Training, attach
 from openwork.storage import to_sparse_
 from openwork.tasks.task import Task
 from openwork.tasks.training import Metrics, Run, evaluate, fit
+from openwork.train.keep_zeros import KeepZeros
+
+SCORED = 8
+"""Batches of training data that a method which prunes may look at."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,16 @@ class Contestant:
 
     Attributes:
         name: in the table.
-        method: how the network becomes sparse; None leaves it dense. A method that prunes does so, once, to
-            the dense network of the same seed.
+        method: how the network becomes sparse; None leaves it dense.
+        pruned_at: the part of the steps after which a method that prunes does so; in the others what is left is
+            trained on. 1 (default) prunes the trained dense network of the same seed.
+        model: seed -> a model of another architecture than the one common to all, such as a smaller dense one.
     """
 
     name: str
     method: Method | None = None
+    pruned_at: float = 1.0
+    model: Callable[[int], nn.Module] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -65,7 +76,7 @@ class Contestant:
     @property
     def prunes(self) -> bool:
         """Whether it takes a trained dense network instead of training its own."""
-        return isinstance(self.method, Pruning)
+        return isinstance(self.method, Pruning) and self.pruned_at == 1.0
 
     def __str__(self) -> str:
         return self.name if self.method is None else f"{self.name} at {100 * self.sparsity:g} %"
@@ -105,38 +116,101 @@ def train(setting: Setting, contestant: Contestant, seed: int, dense: Trained | 
         setting: what is common to all.
         contestant: by which method.
         seed: of everything random.
-        dense: the trained dense network of that seed; needed by methods that prune, not changed.
+        dense: the trained dense network of that seed; needed by methods that prune at the end, not changed.
     """
     method = None if contestant.method is None else replace(contestant.method, seed=seed)
-    if isinstance(method, Pruning):
+    if isinstance(method, Pruning) and contestant.prunes:
         if dense is None:
             raise ValueError(
                 f"{contestant} prunes a dense network: train the dense contestant of seed {seed} first"
             )
         return _pruned(setting, contestant, method, dense)
-    model = setting.model(seed)
-    is_stored = isinstance(method, Training) and not method.shrinks
-    if isinstance(method, Training) and is_stored:
-        to_sparse_(model, method)
-    optimizer = Adam(model.parameters(), lr=setting.learning_rate)
-    sparsifier = attach(model, optimizer, method) if isinstance(method, Training) else None
+    model = (contestant.model or setting.model)(seed)
+    total = connections(model)
     with phase(f"training {contestant}, seed {seed}", setting.steps) as bar:
-        run = fit(
-            model,
-            setting.task,
-            optimizer=optimizer,
-            scheduler=CosineAnnealingLR(optimizer, setting.steps),
-            steps=setting.steps,
-            batch_size=setting.batch_size,
-            seed=seed,
-            on_step=lambda step, loss: bar.advance(),
-        )
-    state = training_state(model, optimizer, sparsifier)
-    total = connections(setting.model(seed))
+        lesson = _Lesson(setting, seed, bar.advance)
+        if isinstance(method, Pruning):
+            run, state, sparsifier = lesson.pruned(model, method, contestant.pruned_at)
+        else:
+            assert method is None or isinstance(method, Training)
+            run, state, sparsifier = lesson.sparse(model, method)
     kept, sparsity = (total, 0.0) if sparsifier is None else (sparsifier.kept, sparsifier.sparsity)
     if sparsifier is not None:
-        _release(model, sparsifier, is_stored)
+        _release(model, sparsifier)
     return _judged(setting, contestant, seed, model, sparsity, kept, run, state)
+
+
+Taught: TypeAlias = tuple[Run, TrainingState, Sparsifier | None]
+"""What was done, what it held at the end, and what still keeps the topology."""
+
+
+class _Lesson:
+    """The training that is common to all contestants."""
+
+    def __init__(self, setting: Setting, seed: int, advance: Callable[[], None]) -> None:
+        self.setting, self.seed, self.advance = setting, seed, advance
+
+    def sparse(self, model: nn.Module, method: Training | None) -> Taught:
+        """Dense, or by a method that works while the model trains."""
+        if method is not None and can_be_stored(method):
+            to_sparse_(model, method)
+        optimizer, scheduler = self._optimizer(model)
+        sparsifier = None if method is None else attach(model, optimizer, method)
+        run = self._fit(model, optimizer, scheduler, self.setting.steps, self.seed)
+        return run, training_state(model, optimizer, sparsifier), sparsifier
+
+    def pruned(self, model: nn.Module, method: Pruning, pruned_at: float) -> Taught:
+        """Dense for a while, pruned, and trained on with what is left."""
+        before = round(pruned_at * self.setting.steps)
+        optimizer, scheduler = self._optimizer(model)
+        first = self._fit(model, optimizer, scheduler, before, self.seed)
+        masks = sparsify_(model, method, data=self._batches()).masks
+        if before == 0:
+            to_sparse_(model, masks)
+            optimizer, scheduler = self._optimizer(model)
+        sparsifier = attach(model, optimizer, KeepZeros(), masks=None if before == 0 else masks)
+        # the order of data goes on in another epoch, not from the beginning
+        second = self._fit(model, optimizer, scheduler, self.setting.steps - before, self.seed + (1 << 32))
+        return _joined(first, second), training_state(model, optimizer, sparsifier), sparsifier
+
+    def _optimizer(self, model: nn.Module) -> tuple[Adam, CosineAnnealingLR]:
+        optimizer = Adam(model.parameters(), lr=self.setting.learning_rate)
+        return optimizer, CosineAnnealingLR(optimizer, self.setting.steps)
+
+    def _batches(self) -> list[Batch]:
+        train, size = self.setting.task.train, self.setting.batch_size
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+        parts = [train.subset(index) for index in order.split(size)[:SCORED]]
+        return [(part.inputs, part.targets) for part in parts]
+
+    def _fit(
+        self, model: nn.Module, optimizer: Adam, scheduler: CosineAnnealingLR, steps: int, seed: int
+    ) -> Run:
+        return fit(
+            model,
+            self.setting.task,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            steps=steps,
+            batch_size=self.setting.batch_size,
+            seed=seed,
+            on_step=lambda step, loss: self.advance(),
+        )
+
+
+def can_be_stored(method: Training) -> bool:
+    """Whether a method works on the kept connections alone, from the first step to the last."""
+    return method.stores and not (method.shrinks or method.latent or "momentum" in method.growth_needs)
+
+
+def _joined(first: Run, second: Run) -> Run:
+    return Run(
+        steps=first.steps + second.steps,
+        examples=first.examples + second.examples,
+        seconds=first.seconds + second.seconds,
+        losses=first.losses + second.losses,
+        validation=second.validation,
+    )
 
 
 def connections(model: nn.Module) -> int:
@@ -152,10 +226,11 @@ def _pruned(setting: Setting, contestant: Contestant, method: Pruning, dense: Tr
     return _judged(setting, contestant, dense.seed, model, plan.sparsity, plan.kept, dense.run, dense.state)
 
 
-def _release(model: nn.Module, sparsifier: Sparsifier, is_stored: bool) -> None:
-    masks = sparsifier.masks
+def _release(model: nn.Module, sparsifier: Sparsifier) -> None:
+    """Let go of a network, and hold what it kept alone."""
+    masks = {name: c.mask for name, c in sparsifier.connections.items() if not c.weight.stored}
     sparsifier.detach()
-    if not is_stored:
+    if masks:
         to_sparse_(model, masks)
 
 

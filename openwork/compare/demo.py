@@ -16,13 +16,13 @@ from pathlib import Path
 
 from openwork.compare.contest import Contestant, Setting
 from openwork.compare.machine import Machine, machine
+from openwork.compare.perceptrons import Perceptrons
 from openwork.compare.record import Record
 from openwork.compare.report import page
 from openwork.compare.standings import Standings, compete
 from openwork.compare.table import Row, as_json
 from openwork.prune.magnitude import Magnitude
 from openwork.tasks.digits import digits
-from openwork.tasks.mlp import mlp
 from openwork.train.gmp import GMP
 from openwork.train.rigl import RigL
 from openwork.train.set import SET
@@ -95,7 +95,7 @@ def contestants(sparsities: Sequence[float], steps: int) -> list[Contestant]:
 
 def setting(steps: int) -> Setting:
     """What all have in common: digits, the perceptron, Adam."""
-    return Setting(digits(), lambda seed: mlp(SIZES, seed=seed), steps, batch_size=64, learning_rate=0.003)
+    return Setting(digits(), Perceptrons(SIZES), steps, batch_size=64, learning_rate=0.003)
 
 
 def demo(folder: Path, *, seeds: int = 3, quick: bool = False) -> Outcome:
@@ -153,7 +153,7 @@ def _setting(common: Setting, entered: Sequence[Contestant], seeds: Sequence[int
     return {
         "setting": {
             "task": str(common.task),
-            "model": "mlp " + "-".join(map(str, SIZES)),
+            "model": str(Perceptrons(SIZES)),
             "steps": common.steps,
             "batch_size": common.batch_size,
             "learning_rate": common.learning_rate,

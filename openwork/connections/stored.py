@@ -19,8 +19,9 @@ from openwork.plan import Weight
 from openwork.positions import located, where
 from openwork.processes import averaged
 
-TILE = 1 << 21
-"""Gradient entries that are in memory at once when a stored layer looks for places to grow."""
+TILE = 1 << 18
+"""Gradient entries that are in memory at once when a stored layer looks for places to grow: 1 MiB, which the second-level cache
+holds between the product that makes them and the search."""
 
 
 class StoredConnections(Connections):
@@ -71,17 +72,17 @@ class StoredConnections(Connections):
         def moved(tensor: Tensor) -> Tensor:
             if not tensor.numel():
                 return tensor.new_zeros(positions.numel())
-            return tensor[index].index_fill_(0, grown, 0)
+            return tensor.index_select(0, index).index_fill_(0, grown, 0)
 
         parameter = self.layer.weight_values
-        states = {key: moved(state) for key, state in self._states().items()}
+        states = [(holder, key, moved(holder[key])) for holder, key in self._states()]
         gradient = None if parameter.grad is None else moved(parameter.grad)
         parameter.grad = None
         topology = CSR.from_positions(positions, self.layer.matrix_shape)
         self.layer.retopologize_(topology, moved(parameter.detach()))
         parameter.grad = gradient
-        if self.optimizer is not None:
-            self.optimizer.state.get(parameter, {}).update(states)
+        for holder, key, state in states:
+            holder[key] = state
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         at, _ = located(self.positions, positions)

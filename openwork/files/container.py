@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,10 @@ _DTYPES = {
 }  # fmt: skip
 
 
+class _Handle(Protocol):
+    def get_tensor(self, key: str, /) -> Tensor: ...
+
+
 class Container(NamedTuple):
     """An open file: its metadata, and the dtype and shape of each array, none of which has been read yet."""
 
@@ -30,12 +34,11 @@ class Container(NamedTuple):
     nbytes: int
     metadata: Mapping[str, str]
     arrays: Mapping[str, tuple[torch.dtype | None, tuple[int, ...]]]
-    handle: safe_open
+    handle: _Handle
 
     def read(self, key: str) -> Tensor:
         """One array, in memory of its own: what was checked must not change with the file."""
-        tensor: Tensor = self.handle.get_tensor(key)  # type: ignore[no-untyped-call]
-        return tensor.clone()
+        return self.handle.get_tensor(key).clone()
 
 
 @contextlib.contextmanager
@@ -59,6 +62,41 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
             yield Container(str(path), path.stat().st_size, handle.metadata() or {}, arrays, handle)
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from error
+
+
+@contextlib.contextmanager
+def opened_together(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Container]:
+    """Open the parts of a model that was written in several files, each with the same metadata, as if they were one.
+
+    Raises:
+        FileError: as :func:`opened`; also where two parts hold an array of the same name, or do not belong together.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(opened(path)) for path in paths]
+        first = parts[0]
+        holder: dict[str, Container] = {}
+        for part in parts:
+            if part.metadata != first.metadata:
+                raise FileError(
+                    f"{part.where}: not a part of the model in {first.where}; fetch or save it again"
+                )
+            for key in part.arrays:
+                if holder.setdefault(key, part) is not part:
+                    raise FileError(f"{part.where}: {key} is in {holder[key].where} already")
+        arrays = {key: part.arrays[key] for key, part in holder.items()}
+        where = first.where if len(parts) == 1 else str(Path(first.where).parent)
+        yield Container(where, sum(part.nbytes for part in parts), first.metadata, arrays, _Parts(holder))
+
+
+class _Parts:
+    """Reads an array from the part that holds it."""
+
+    def __init__(self, holder: Mapping[str, Container]) -> None:
+        self._holder = holder
+
+    def get_tensor(self, key: str) -> Tensor:
+        tensor: Tensor = self._holder[key].handle.get_tensor(key)
+        return tensor
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

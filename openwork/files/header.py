@@ -6,13 +6,13 @@
      "openwork": "0.1.0",
      "tensors": {"fc.weight": {"layout": "csr", "shape": [512, 784], "dtype": "float32", "kept": 4014},
                  "fc.bias": {"layout": "dense", "shape": [512], "dtype": "float32"}},
-     "sparse_linear": ["fc"],
+     "sparse_layers": ["fc"],
      "shared": {"head.weight": "embedding.weight"},
      "history": [{"method": "magnitude", "sparsity": 0.99}],
      "sha256": {"fc.weight_values": "...", "fc.weight_crow": "...", "fc.weight_col": "...", "fc.bias": "..."}}
 
 ``tensors`` are the plain names of the model in its own order; :mod:`openwork.layouts.stored` says which
-arrays hold each. ``sparse_linear`` are the modules that were :class:`~openwork.layouts.layer.SparseLayer`;
+arrays hold each. ``sparse_layers`` are the modules that were :class:`~openwork.layouts.layer.SparseLayer`;
 ``shared`` are further names of a tensor that is stored once; ``sha256`` is taken of the bytes of each array.
 A second key of the metadata, ``openwork_sha256``, is taken of this text.
 """
@@ -62,7 +62,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format_version: int
     openwork: str
     tensors: dict[str, Entry]
-    sparse_linear: tuple[str, ...]
+    sparse_layers: tuple[str, ...]
     shared: dict[str, str]
     history: tuple[dict[str, object], ...]
     sha256: dict[str, str]
@@ -92,7 +92,7 @@ class _Loose(msgspec.Struct, forbid_unknown_fields=True):
     format_version: int
     openwork: str
     tensors: dict[str, msgspec.Raw]
-    sparse_linear: tuple[str, ...]
+    sparse_layers: tuple[str, ...]
     shared: dict[str, str]
     history: tuple[dict[str, object], ...]
     sha256: dict[str, str]
@@ -130,7 +130,7 @@ def read_header(metadata: Mapping[str, str], where: str) -> Header:
     for alias, name in header.shared.items():
         if name not in entries or alias in entries:
             raise FileError(f"{where}: {alias} cannot be another name of {name}: look at what is listed")
-    for module in header.sparse_linear:
+    for module in header.sparse_layers:
         name = header.shared.get(weight_of(module), weight_of(module))
         if name not in entries:
             near = nearest(name, entries)

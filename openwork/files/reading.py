@@ -114,10 +114,11 @@ def read_layout(container: Container) -> Header:
 
 
 def _read(container: Container, header: Header) -> dict[str, Stored]:
-    return {name: _read_one(container, header, name, entry) for name, entry in header.tensors.items()}
+    return {name: read_one(container, header, name, entry) for name, entry in header.tensors.items()}
 
 
-def _read_one(container: Container, header: Header, name: str, entry: Entry) -> Stored:
+def read_one(container: Container, header: Header, name: str, entry: Entry) -> Stored:
+    """Read one tensor, and prove that it is what was written and that its indices are in range."""
     found = {}
     for suffix in arrays(entry.layout, entry.shape, DTYPES[entry.dtype], entry.kept):
         found[suffix] = container.read(name + suffix)

@@ -34,7 +34,7 @@ class Report:
         nbytes: its size.
         format_version: of the header.
         openwork: the version that wrote it.
-        sparse_linear: modules that were :class:`~openwork.layouts.layer.SparseLayer`.
+        sparse_layers: modules that were :class:`~openwork.layouts.layer.SparseLayer`.
         history: transformations in order.
         rows: the tensors, in the order of the model.
     """
@@ -43,7 +43,7 @@ class Report:
     nbytes: int
     format_version: int
     openwork: str
-    sparse_linear: tuple[str, ...]
+    sparse_layers: tuple[str, ...]
     history: tuple[dict[str, object], ...]
     rows: tuple[Row, ...]
 
@@ -81,7 +81,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         nbytes=container.nbytes,
         format_version=header.format_version,
         openwork=header.openwork,
-        sparse_linear=header.sparse_linear,
+        sparse_layers=header.sparse_layers,
         history=header.history,
         rows=tuple(rows),
     )

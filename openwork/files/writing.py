@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import openwork
 from openwork.durable import FileError
 from openwork.files.container import write
-from openwork.files.header import FORMAT_VERSION, Entry, Header, array_digest, nearest
+from openwork.files.header import FORMAT_VERSION, Entry, Header, array_digest, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
 from openwork.files.reading import load
 from openwork.layouts.layer import SparseLayer
@@ -54,36 +54,69 @@ def save(
     """
     if storage not in ("sparse", "dense"):
         raise FileError(f"storage is 'sparse' or 'dense', not {storage!r}")
+    if storage == "dense" and masks:
+        raise FileError(f"masks are for storage='sparse'; storage={storage!r} has no place for them")
+    arrays, header = arranged(model, masks=masks, history=history, dense=storage == "dense")
+    write(path, arrays, header.metadata())
+
+
+def arranged(
+    model: nn.Module,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    history: Sequence[Mapping[str, object]] | None = None,
+    dense: bool = False,
+    as_is: Collection[str] = (),
+    as_layers: Collection[str] = (),
+) -> tuple[dict[str, Tensor], Header]:
+    """The arrays of a file and the header that describes them; nothing is written.
+
+    Args:
+        model: any module; it does not change.
+        masks: of parameters whose kept weights may be zero.
+        history: transformations to record.
+        dense: store every tensor with its zeros.
+        as_is: parameters to store with their zeros, by plain name.
+        as_layers: dense layers, by name, that :func:`openwork.load` shall make a
+            :class:`~openwork.layouts.layer.SparseLayer` if they turn out to have a topology.
+
+    Raises:
+        FileError: as :func:`save`.
+    """
     state = plain_state(model)
     shared = shared_names(state)
-    if storage == "sparse":
+    own = [name for name in state if name not in shared]
+    if dense:
+        stored = [store_as_is(name, _dense(state[name])) for name in own]
+    else:
         given = {shared.get(name, name): mask for name, mask in (masks or {}).items()}
         allowed = _checked_masks(model, state, given)
-        stored = [_stored(name, state[name], allowed) for name in state if name not in shared]
-    elif masks:
-        raise FileError(f"masks are for storage='sparse'; storage={storage!r} has no place for them")
-    else:
-        stored = [store_as_is(name, _dense(state[name])) for name in state if name not in shared]
+        for name in as_is:
+            allowed.pop(name, None)
+        stored = [_stored(name, state[name], allowed) for name in own]
     arrays: dict[str, Tensor] = {}
     for tensor in stored:
         for suffix, array in tensor.arrays.items():
             if tensor.name + suffix in arrays:
                 raise FileError(f"{tensor.name}{suffix} would be in the file twice; rename that parameter")
             arrays[tensor.name + suffix] = array
-    modules = model.named_modules(remove_duplicate=False)
-    sparse = [name for name, module in modules if isinstance(module, SparseLayer)]
-    header = Header(
+    thin = {tensor.name for tensor in stored if tensor.kept is not None}
+    layers = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLayer) or (name in as_layers and weight_of(name) in thin)
+    ]
+    return arrays, Header(
         format_version=FORMAT_VERSION,
         openwork=openwork.__version__,
         tensors={
             t.name: Entry(t.layout, t.shape, str(t.dtype).removeprefix("torch."), t.kept) for t in stored
         },
-        sparse_linear=tuple(sparse) if storage == "sparse" else (),
+        sparse_layers=() if dense else tuple(layers),
         shared=shared,
         history=_checked_history(history or ()),
         sha256={key: array_digest(array) for key, array in arrays.items()},
     )
-    write(path, arrays, header.metadata())
 
 
 def export_dense(model: nn.Module | Path, path: Path) -> None:

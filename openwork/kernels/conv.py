@@ -74,7 +74,8 @@ class PreparedConv:
     def positions(self) -> Tensor:
         """Flat positions of the nonzeros in the weight, int64 [kept], made on first use."""
         if self._positions is None:
-            self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
+            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
+                self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
         return self._positions
 
 
@@ -254,19 +255,53 @@ def multiply(
     activation: str = "none",
 ) -> Tensor:
     """The native kernel: [images, *shape], with the weights as values or as a woven stream."""
+    y = x.new_empty(x.shape[0], *shape)
+    multiply_into(
+        x.contiguous(),
+        y,
+        x.shape[0],
+        laid,
+        walk,
+        values=values,
+        words=words,
+        bias=bias,
+        activation=activation,
+    )
+    return y
+
+
+SHARING = 8
+"""How much more work than elsewhere is worth sharing: threads that share an image wait for each other three times."""
+
+
+def multiply_into(
+    x: Tensor,
+    y: Tensor,
+    images: int,
+    laid: Geometry,
+    walk: list[Tensor],
+    *,
+    values: Tensor | None = None,
+    words: Tensor | None = None,
+    bias: Tensor | None = None,
+    carried: Tensor | None = None,
+    activation: str = "none",
+) -> None:
+    """The same into a `y` that is there already, plus `carried`, which may be `y` itself. All are contiguous.
+
+    x is [images, channels, rows, columns], or in blocks of 16 images (`openwork.kernels.blocked`) where the
+    geometry is grouped; y as well, and carried is like y.
+    """
     col, runs, buckets, parts, *permutation = walk
-    x = x.contiguous()
     values = None if values is None else values.contiguous()
     bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(x.shape[0], *shape)
-    work = col.numel() * laid.grid[0] * laid.grid[1] * x.shape[0] + x.numel() + y.numel()
+    work = col.numel() * laid.grid[0] * laid.grid[1] * images + x.numel() + y.numel()
     native.kernels().sparse_conv(
-        x.data_ptr(), y.data_ptr(), x.shape[0], laid.numbers.data_ptr(), _address(words),
-        _address(values), _address(*permutation), _address(bias), ACTIVATIONS.index(activation),
-        col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0],
-        buckets.shape[1], native.threads(work),
+        x.data_ptr(), y.data_ptr(), images, laid.numbers.data_ptr(), _address(words), _address(values),
+        _address(*permutation), _address(bias), _address(carried), ACTIVATIONS.index(activation), x.dim() == 5,
+        y.dim() == 5, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(),
+        buckets.shape[0], buckets.shape[1], native.threads(work // SHARING),
     )  # fmt: skip
-    return y
 
 
 def _conv_weight_gradient(

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native, reference
-from openwork.kernels.conv import PreparedConv, check_conv, convolution_of, multiply, numbers_of
+from openwork.kernels.conv import (
+    PreparedConv,
+    check_conv,
+    convolution_of,
+    multiply,
+    multiply_into,
+    numbers_of,
+)
 from openwork.kernels.planes import geometry
 
 _library = torch.library.Library("openwork", "FRAGMENT")
@@ -31,19 +38,21 @@ class FrozenConv:
         prepared: the topology.
         values: [kept].
         grouped: whether images lie side by side, or pixels (csrc/planes.h).
-        words: rows and columns of an image -> the woven stream, made when the first such image comes.
+        words: rows and columns of an image, and whether it comes or goes in a block -> the woven stream, made when the
+            first such image comes.
     """
 
     prepared: PreparedConv
     values: Tensor = field(repr=False)
     grouped: bool
-    words: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    words: dict[tuple[int, int, bool], Tensor] = field(default_factory=dict, repr=False)
 
-    def words_for(self, size: tuple[int, int]) -> Tensor:
+    def words_for(self, size: tuple[int, int], *, blocked: bool = False) -> Tensor:
         """The stream for images of `size`."""
-        if size not in self.words:
-            self.words[size] = _woven(self, size)
-        return self.words[size]
+        key = (*size, blocked)
+        if key not in self.words:
+            self.words[key] = _woven(self, size, blocked)
+        return self.words[key]
 
 
 def freeze_conv(values: Tensor, prepared: PreparedConv, *, grouped: bool) -> FrozenConv:
@@ -84,9 +93,47 @@ def frozen_conv(
     return y
 
 
-def _woven(frozen: FrozenConv, size: tuple[int, int]) -> Tensor:
+def frozen_conv_into(
+    x: Tensor,
+    y: Tensor,
+    images: int,
+    frozen: FrozenConv,
+    bias: Tensor | None = None,
+    carried: Tensor | None = None,
+    activation: str = "none",
+) -> None:
+    """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
+
+    Nothing is checked: shapes were when the network was packed.
+
+    Args:
+        x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side in `frozen`.
+        y: overwritten; [images, out, rows, columns] or in blocks, as x.
+        images: how many there are.
+        frozen: the convolution.
+        bias: [out].
+        carried: like y, and may be y: a shortcut around the convolution.
+        activation: one of `linear.ACTIVATIONS`.
+    """
+    blocked = x.dim() == 5 or y.dim() == 5
+    size = (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
+    laid = geometry(frozen.prepared.convolution, size, grouped=frozen.grouped, blocked=blocked)
+    multiply_into(
+        x,
+        y,
+        images,
+        laid,
+        frozen.prepared.walk,
+        words=frozen.words_for(size, blocked=blocked),
+        bias=bias,
+        carried=carried,
+        activation=activation,
+    )
+
+
+def _woven(frozen: FrozenConv, size: tuple[int, int], blocked: bool) -> Tensor:
     col, runs, buckets, parts = frozen.prepared.walk
-    laid = geometry(frozen.prepared.convolution, size, grouped=frozen.grouped)
+    laid = geometry(frozen.prepared.convolution, size, grouped=frozen.grouped, blocked=blocked)
     words = torch.zeros(int(parts[-1, 2]), dtype=torch.int64)
     places = torch.empty(frozen.prepared.convolution.matrix[1], dtype=torch.int32)
     native.kernels().weave_conv(

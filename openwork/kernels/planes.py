@@ -111,7 +111,12 @@ class Geometry:
 
 @lru_cache(maxsize=1024)
 def geometry(
-    convolution: Convolution, size: tuple[int, int], *, grouped: bool, backwards: bool = False
+    convolution: Convolution,
+    size: tuple[int, int],
+    *,
+    grouped: bool,
+    backwards: bool = False,
+    blocked: bool = False,
 ) -> Geometry:
     """How images ``[images, in, *size]`` and the outputs of their convolution are laid on one grid.
 
@@ -119,11 +124,12 @@ def geometry(
         convolution: its kernel, stride and padding.
         size: rows and columns of the images.
         grouped: 16 images side by side (csrc/grouped.h), instead of 16 pixels (csrc/strips.h).
+        blocked: inputs or outputs lie in memory as the kernels have them (:mod:`openwork.kernels.blocked`).
         backwards: for ``dX`` from ``dY``; otherwise for ``Y`` from ``X``, and for ``dW`` from both.
     """
     kernel, stride, padding = convolution.kernel, convolution.stride, convolution.padding
     (height, width), (rows, columns) = size, convolution.size(*size)
-    if kernel == (1, 1) == stride and padding == (0, 0):
+    if kernel == (1, 1) == stride and padding == (0, 0) and not blocked:
         # Every pixel for itself: an image of any shape will do, so take one that tiles divide.
         pixels = height * width
         width = columns = _tile(pixels) if grouped else 4 * VECTOR

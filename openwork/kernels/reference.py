@@ -8,6 +8,8 @@ dense product also multiplies them by the zeros.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,11 +54,13 @@ def weight_gradient(x: Tensor, dy: Tensor, positions: Tensor) -> Tensor:
     return (dy.T @ x).flatten()[positions]
 
 
-def top_gradient(x: Tensor, dy: Tensor, exclude_positions: Tensor, k: int) -> Tensor:
-    """The k positions of largest `|dy^T x|` outside `exclude_positions`, ties to the lower one; ascending."""
-    score = (dy.T @ x).flatten().abs()
-    score[exclude_positions] = -1
-    return score.sort(descending=True, stable=True).indices[:k].sort().values
+def largest(scores: Tensor, k: int) -> Tensor:
+    """Boolean [n]: the k largest of scores [n], ties to the first, NaN as if minus infinity."""
+    if scores.is_floating_point():
+        scores = torch.where(scores.isnan(), -math.inf, scores)
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.sort(descending=True, stable=True).indices[:k]] = True
+    return chosen
 
 
 def pack_tiles(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openwork.kernels import native
+
 SIZE_LIMIT = 2**26 - 1
 """Rows and columns: a word of the weight stream holds 64 times the column in 32 bits (csrc/stream.h)."""
 
@@ -44,6 +46,8 @@ def validate(crow: Tensor, col: Tensor, shape: tuple[int, int], name: str) -> No
     kept = col.numel()
     if kept > KEPT_LIMIT:
         raise ValueError(f"{name}: {kept} nonzeros are more than int32 positions allow; split the matrix.")
+    if is_topology(crow, col, shape):
+        return
     first, last = int(crow[0]), int(crow[-1])
     if (first, last) != (0, kept):
         raise ValueError(
@@ -57,6 +61,17 @@ def validate(crow: Tensor, col: Tensor, shape: tuple[int, int], name: str) -> No
         )
     if kept:
         _validate_columns(crow, col, columns, name)
+
+
+def is_topology(crow: Tensor, col: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether int32 crow [rows + 1], col [kept] on the CPU are proven to be a topology, in one pass. False also says that nothing
+    is known, as on other devices.
+    """
+    if not (native.enabled() and crow.is_cpu and col.is_cpu):
+        return False
+    crow, col = crow.contiguous(), col.contiguous()
+    proven: bool = native.library().is_topology(crow.data_ptr(), col.data_ptr(), *shape, col.numel())
+    return proven
 
 
 def _validate_columns(crow: Tensor, col: Tensor, columns: int, name: str) -> None:
@@ -82,5 +97,29 @@ def row_of(crow: Tensor, col: Tensor) -> Tensor:
 
 
 def flat_positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
-    """The row-major positions of the nonzeros in the dense matrix, int64 [kept], ascending."""
-    return row_of(crow, col) * columns + col
+    """The row-major positions of the nonzeros in the dense matrix, int64 [kept], ascending. The indices are valid."""
+    if not (native.enabled() and crow.is_cpu):
+        return row_of(crow, col) * columns + col
+    crow, col = crow.contiguous(), col.contiguous()
+    positions = col.new_zeros(col.numel(), dtype=torch.int64)
+    native.library().lay_flat(
+        crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, col.numel(), positions.data_ptr()
+    )
+    return positions
+
+
+def cut_into_rows(positions: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """CSR (crow [rows + 1], col [kept], int32) of flat row-major positions: the inverse of `flat_positions`. Of positions that
+    are not ascending or out of range it is no topology, see `is_topology`.
+    """
+    rows, columns = shape
+    if native.enabled() and positions.is_cpu:
+        positions = positions.contiguous()
+        crow = positions.new_zeros(rows + 1, dtype=torch.int32)
+        col = positions.new_zeros(positions.numel(), dtype=torch.int32)
+        native.library().cut_into_rows(
+            positions.data_ptr(), positions.numel(), rows, columns, crow.data_ptr(), col.data_ptr()
+        )
+        return crow, col
+    starts = torch.arange(rows + 1, device=positions.device) * columns
+    return torch.searchsorted(positions, starts).int(), (positions % max(columns, 1)).int()

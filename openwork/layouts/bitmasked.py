@@ -34,8 +34,8 @@ class Bitmasked(Layout):
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if wrong := cls.unsuited_to(values):
+            return wrong
         if native.isa() == "portable":
             return "this machine has no instruction that spreads packed weights over lanes"
         most = 2 if native.isa() == "avx2" else kernel.LARGEST_BATCH
@@ -47,7 +47,10 @@ class Bitmasked(Layout):
 
     @classmethod
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        return cls(kernel.bitmask_rows(values, topology.crow, topology.col, topology.shape))
+        held = kernel.bitmask_rows(
+            values.float(), topology.crow, topology.col, topology.shape, cls.weight_dtype
+        )
+        return cls(held)
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return kernel.bitmasked_linear(x, self.held, bias, activation)
@@ -55,3 +58,19 @@ class Bitmasked(Layout):
     @property
     def nbytes(self) -> int:
         return self.held.nbytes
+
+
+@layout
+class BFloat16Bitmasked(Bitmasked):
+    """The same with weights rounded to bfloat16: two bytes less for each. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "bitmask bf16"
+    weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@layout
+class Int8Bitmasked(Bitmasked):
+    """The same with weights rounded to int8, and a scale for each row. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "bitmask int8"
+    weight_dtype: ClassVar[torch.dtype] = torch.int8

@@ -153,9 +153,9 @@ class SparseConv2d(SparseLayer[PreparedConv], nn.Conv2d):  # type: ignore[misc] 
         return prepare_conv(crow, col, self.convolution, "weight")
 
 
-def unsuited(conv: nn.Conv2d) -> str:
-    """Why a convolution has no sparse form; empty where it has."""
-    if conv.groups != 1:
+def unsuited(conv: nn.Conv2d, *, groups: bool = False) -> str:
+    """Why a convolution has no sparse form; empty where it has. With ``groups`` those are no reason."""
+    if conv.groups != 1 and not groups:
         return f"it has {conv.groups} groups, and each is small"
     if tuple(conv.dilation) != (1, 1):
         return f"its kernel is dilated by {tuple(conv.dilation)}"

@@ -185,9 +185,12 @@ class ImagesConv(PixelsConv):
 
     @classmethod
     def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
-        if size[0] < 6:
-            return f"it computes 16 images at a time, and there are {size[0]}"
-        return super().unsuited(convolution, values, size)
+        return cls.unsuited_images(size[0]) or super().unsuited(convolution, values, size)
+
+    @staticmethod
+    def unsuited_images(images: int) -> str | None:
+        """Why it cannot serve so many images; None where it can."""
+        return f"it computes 16 images at a time, and there are {images}" if images < 6 else None
 
 
 CONV_LAYOUTS: tuple[type[ConvLayout], ...] = (

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int32, Int64, Shaped
 from torch import Tensor
 
 from openwork.growth import distinct
+from openwork.kernels.topology import cut_into_rows, flat_positions, is_topology
 
 LARGEST = 2**31 - 1
 """The largest number of rows, of columns and of kept connections: what an int32 index can count."""
@@ -73,7 +74,8 @@ class CSR:
         rows, columns = _checked_shape(shape)
         if positions.dtype != torch.int64 or positions.ndim != 1:
             raise ValueError(f"positions are a vector of int64, not {described(positions)}")
-        if positions.numel():
+        crow, col = cut_into_rows(positions, shape)
+        if not is_topology(crow, col, shape) and positions.numel():
             if not bool((positions[1:] > positions[:-1]).all()):
                 raise ValueError(
                     "positions must be strictly ascending: sort them, and name each connection once"
@@ -84,9 +86,7 @@ class CSR:
                     "matrix, "
                     f"whose positions are 0..{rows * columns - 1}"
                 )
-        starts = torch.arange(rows + 1, device=positions.device) * columns
-        crow = torch.searchsorted(positions, starts).int()
-        return cls((rows, columns), crow, (positions % max(columns, 1)).int())
+        return cls((rows, columns), crow, col)
 
     @classmethod
     def random(cls, shape: tuple[int, int], kept: int, generator: torch.Generator) -> CSR:
@@ -130,7 +130,7 @@ class CSR:
         """Flat row-major positions, int64 ``[kept]``, strictly ascending: the inverse of
         :meth:`from_positions`.
         """
-        return self.rows() * self.shape[1] + self.col
+        return flat_positions(self.crow, self.col, self.shape[1])
 
     def mask(self) -> Bool[Tensor, "out in"]:
         """Boolean ``[out, in]``, True = kept: the inverse of :meth:`from_mask`."""
@@ -221,6 +221,8 @@ class CSR:
                 f"{name}: row {rows - 1} ends at entry {int(self.crow[-1])}, but there are {self.kept} "
                 "columns"
             )
+        if is_topology(self.crow, self.col, self.shape):
+            return self
         outside = (self.col < 0) | (self.col >= columns)
         if bool(outside.any()):
             entry = _first(outside)

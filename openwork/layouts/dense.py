@@ -31,6 +31,9 @@ def activated(y: Tensor, activation: str) -> Tensor:
 class Dense(Layout):
     """A layout that holds every weight, zeros included."""
 
+    weight_dtype: ClassVar[torch.dtype] = torch.float64  # whatever the weights are, they are not rounded
+    input_dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
     @classmethod
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
         return cls.hold(topology.dense(values), batch)
@@ -75,6 +78,7 @@ class OneDNNDense(Dense):
     def __init__(self, weight: Tensor, size: int) -> None:
         self.weight = weight
         self.size = size
+        self.input_dtypes = (weight.dtype,)
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -99,3 +103,46 @@ class OneDNNDense(Dense):
     @property
     def nbytes(self) -> int:
         return self.size
+
+
+@layout
+class BFloat16Dense(TorchDense):
+    """PyTorch's ``linear`` with weights, bias and inputs rounded to bfloat16; it sums in float32 and rounds the result."""
+
+    name: ClassVar[str] = "dense bf16"
+    weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+    input_dtypes = (torch.bfloat16,)
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        if values.dtype is torch.bfloat16:
+            return "the weights are bfloat16 already"
+        return cls.unsuited_to(values)
+
+    @classmethod
+    def hold(cls, weight: Tensor, batch: int) -> Self:
+        return cls(weight.bfloat16())
+
+    def compute(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        rounded = None if bias is None else bias.bfloat16()
+        return self.linear(x.bfloat16(), rounded, activation).to(x.dtype)
+
+
+@layout
+class BFloat16OneDNNDense(OneDNNDense):
+    """oneDNN in bfloat16, as :class:`BFloat16Dense`."""
+
+    name: ClassVar[str] = "dense onednn bf16"
+    weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        return BFloat16Dense.unsuited(topology, values, batch) or super().unsuited(topology, values, batch)
+
+    @classmethod
+    def hold(cls, weight: Tensor, batch: int) -> Self:
+        return super().hold(weight.bfloat16(), batch)
+
+    def compute(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        rounded = None if bias is None else bias.bfloat16()
+        return self.linear(x.bfloat16(), rounded, activation).to(x.dtype)

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from openwork.layouts import bitmask
 from openwork.layouts.csr import CSR, described
 
 STORED = ("weight_values", "weight_crow", "weight_col")
@@ -32,7 +33,7 @@ STORED = ("weight_values", "weight_crow", "weight_col")
 P = TypeVar("P")
 """What the kernels of a layer derive from its indices."""
 
-D = TypeVar("D", nn.Linear, nn.Conv2d)
+D = TypeVar("D", nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 class SparseLayer(nn.Module, Generic[P]):
@@ -121,9 +122,9 @@ class SparseLayer(nn.Module, Generic[P]):
             self.bias.copy_(bias)
         return self
 
-    def _like(self, dense: nn.Linear | nn.Conv2d) -> Self:
+    def _like(self, dense: nn.Linear | nn.Conv2d | nn.Embedding) -> Self:
         """Train what ``dense`` trains, in the mode that it is in."""
-        for ours, theirs in ((self.weight_values, dense.weight), (self.bias, dense.bias)):
+        for ours, theirs in ((self.weight_values, dense.weight), (self.bias, getattr(dense, "bias", None))):
             if ours is not None and theirs is not None:
                 ours.requires_grad_(theirs.requires_grad)
         return self.train(dense.training)
@@ -131,7 +132,7 @@ class SparseLayer(nn.Module, Generic[P]):
     def _densified(self, dense: D) -> D:
         """``dense`` (on the meta device) with the weights of this layer."""
         dense.weight = nn.Parameter(self.weight, requires_grad=self.weight_values.requires_grad)
-        if self.bias is not None:
+        if self.bias is not None and not isinstance(dense, nn.Embedding):
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return dense.train(self.training)
 
@@ -306,16 +307,32 @@ class SparseLayer(nn.Module, Generic[P]):
         error_msgs: list[str],
     ) -> None:
         """Make room for whatever number of connections comes, after proving that they fit."""
-        found = [name for name in STORED if prefix + name in state_dict]
-        if found:
-            try:
+        try:
+            state_dict = self._unfolded(state_dict, prefix)
+            found = [name for name in STORED if prefix + name in state_dict]
+            if found:
                 self._make_room({name: state_dict[prefix + name] for name in found}, prefix)
-            except ValueError as error:
-                error_msgs.append(str(error))
-                return
+        except ValueError as error:
+            error_msgs.append(str(error))
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _unfolded(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The state with row pointers and int32 columns; a file may hold bits, or columns of 16 bits."""
+        name, state = f"{prefix}weight", dict(state)
+        if isinstance(bits := state.pop(f"{name}_bitmask", None), Tensor):
+            topology = CSR.from_mask(bitmask.unpack(bits, self.matrix_shape[1], name))
+            state |= {f"{name}_crow": topology.crow, f"{name}_col": topology.col}
+        elif isinstance(columns := state.get(f"{name}_col"), Tensor) and columns.dtype == torch.uint16:
+            state[f"{name}_col"] = columns.int()
+        elif name in state:
+            raise ValueError(
+                f"{name}: a dense tensor does not say which connections this {type(self).__name__} keeps; load it into "
+                f"the dense layer, or make a layer with `{self._made_by}`"
+            )
+        return state
 
     @torch.no_grad()
     def _make_room(self, stored: Mapping[str, Any], prefix: str) -> None:
@@ -335,7 +352,8 @@ class SparseLayer(nn.Module, Generic[P]):
                 f"{described(values)}"
             )
         device = self.weight_values.device
-        self._replace(topology.to(device), self.weight_values.new_empty(topology.kept))
+        # The values too: the state that is loaded may be this layer's own, and lie where room is made.
+        self._replace(topology.to(device), values.to(device, self.weight_values.dtype))
 
 
 def _found(thing: object) -> str:

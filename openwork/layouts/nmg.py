@@ -44,8 +44,8 @@ class NMG(Layout):
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if wrong := cls.unsuited_to(values):
+            return wrong
         if batch < SMALLEST_BATCH:
             return f"it wants batches of {SMALLEST_BATCH} and more"
         found = ratio(topology)
@@ -67,7 +67,7 @@ class NMG(Layout):
                 f"the columns of this {topology.shape[0]} x {topology.shape[1]} weight do not have the same "
                 "number of rows in every group: hold it in another layout, or make a mask with nmg_mask"
             )
-        return cls(nmg(topology.crow, topology.col, values, topology.shape, *found))
+        return cls(nmg(topology.crow, topology.col, values.float(), topology.shape, *found))
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return self.held.linear(x, bias, activation)

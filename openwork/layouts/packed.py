@@ -38,9 +38,9 @@ class Dispatch:
         if x.shape[-1:] != (self.inputs,):
             raise ValueError(f"this layer takes [..., {self.inputs}], not {list(x.shape)}")
         if x.dim() == 2 and x.is_contiguous():
-            return self.nearest(x.shape[0]).linear(x, bias, activation)
+            return self.nearest(x.shape[0]).compute(x, bias, activation)
         rows = x.reshape(-1, self.inputs).contiguous()
-        y = self.nearest(rows.shape[0]).linear(rows, bias, activation)
+        y = self.nearest(rows.shape[0]).compute(rows, bias, activation)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def nearest(self, batch: int) -> Layout:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from openwork.kernels.groups import Groups
@@ -34,8 +33,8 @@ class SharedColumns(Layout):
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if wrong := cls.unsuited_to(values):
+            return wrong
         if batch < SMALLEST_BATCH:
             return f"it wants batches of {SMALLEST_BATCH} and more"
         if topology.shape[0] < HEIGHT:
@@ -47,7 +46,7 @@ class SharedColumns(Layout):
 
     @classmethod
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        return cls(shared_columns(topology.crow, topology.col, values, topology.shape))
+        return cls(shared_columns(topology.crow, topology.col, values.float(), topology.shape))
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return self.held.linear(x, bias, activation)

@@ -29,8 +29,8 @@ class Octets(Layout):
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if wrong := cls.unsuited_to(values):
+            return wrong
         if batch > kernel.LARGEST_BATCH:
             return f"it is made for at most {kernel.LARGEST_BATCH} samples, not {batch}"
         if topology.density > MOST_DENSITY:
@@ -39,7 +39,10 @@ class Octets(Layout):
 
     @classmethod
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        return cls(kernel.octet_rows(values, topology.crow, topology.col, topology.shape))
+        held = kernel.octet_rows(
+            values.float(), topology.crow, topology.col, topology.shape, cls.weight_dtype
+        )
+        return cls(held)
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return kernel.small_batch_linear(x, self.held, bias, activation)
@@ -47,3 +50,19 @@ class Octets(Layout):
     @property
     def nbytes(self) -> int:
         return self.held.nbytes
+
+
+@layout
+class BFloat16Octets(Octets):
+    """The same with weights rounded to bfloat16: two bytes less for each. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "octets bf16"
+    weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@layout
+class Int8Octets(Octets):
+    """The same with weights rounded to int8, and a scale for each row. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "octets int8"
+    weight_dtype: ClassVar[torch.dtype] = torch.int8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from openwork.kernels.frozen import Frozen, freeze, frozen_linear
@@ -27,13 +26,13 @@ class Stream(Layout):
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
-        if values.dtype != torch.float32 or values.device.type != "cpu":
-            return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
+        if wrong := cls.unsuited_to(values):
+            return wrong
         return None
 
     @classmethod
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        return cls(freeze(values, prepare(topology.crow, topology.col, topology.shape)))
+        return cls(freeze(values.float(), prepare(topology.crow, topology.col, topology.shape)))
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return frozen_linear(x, self.frozen, bias, activation)

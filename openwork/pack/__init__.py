@@ -5,7 +5,8 @@
 
 Every linear layer and convolution is timed at the sizes of batch it really sees, each sparse layout that suits it
 against every dense kernel at hand, taking turns. A layer is only replaced where the winner beats what was there by more
-than the noise; a batch norm behind a convolution is folded into it. Choices are remembered for this machine, so that
+than the noise; a batch norm behind a convolution is folded into it. Networks of convolutions are then timed as a whole, too:
+with images kept in the order of the kernels from layer to layer. Choices are remembered for this machine, so that
 packing again costs nothing.
 """
 
@@ -25,13 +26,17 @@ from openwork.layouts.packed_conv import connections_of as conv_connections
 from openwork.pack.behind import Behind, behind
 from openwork.pack.choice import MARGIN, choose
 from openwork.pack.conv import ConvTrial, packed_conv
-from openwork.pack.decisions import Decision, Decisions
+from openwork.pack.decisions import Decision, Decisions, Whole
 from openwork.pack.linear import LinearTrial, connections_of, contest, packed_linear
 from openwork.pack.memory import Memory
+from openwork.pack.whole import layer_by_layer_, run_whole_
 from openwork.progress import track
 from openwork.scores import run
 
-__all__ = ["MARGIN", "Decision", "Decisions", "contest", "pack_"]
+__all__ = ["MARGIN", "Decision", "Decisions", "Whole", "contest", "pack_"]
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.int8: 1e-1}
+"""By how much of their largest value packing may change the outputs, for each dtype that weights may be rounded to."""
 
 Change = tuple[str, nn.Module, nn.Module]
 """A module's name, what it was and what takes its place."""
@@ -43,6 +48,7 @@ def pack_(
     example_inputs: Any,
     *,
     batches: Sequence[int] | None = None,
+    weight_dtype: torch.dtype = torch.float32,
     seconds: float = 0.2,
     cache: bool = True,
 ) -> Decisions:
@@ -56,6 +62,11 @@ def pack_(
         example_inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. Decides
             the size of batch that each layer is measured at.
         batches: sizes of batch to serve, instead of the one of ``example_inputs``; a layer keeps the best layout for each.
+        weight_dtype: the coarsest that weights of linear layers may be rounded to where that is faster. float32 rounds none.
+            **bfloat16 changes results**: weights keep 8 bits of mantissa, and kernels for larger batches, dense ones among them,
+            round their inputs too. **int8 changes them more**: kernels for few samples may store a weight as a whole number
+            up to 127 times a scale of its row. Sums are float32 in any case. Parameters and files keep the weights as they
+            are. A model whose weights are bfloat16 needs no leave to compute in bfloat16.
         seconds: to spend on measuring each layer at each size.
         cache: remember choices for this machine (in ``$OPENWORK_CACHE``, or the user's cache folder).
 
@@ -63,10 +74,15 @@ def pack_(
         The table of choices.
 
     Raises:
+        TypeError: weights cannot be rounded to ``weight_dtype``.
         ValueError: the model calls no linear layer and no convolution on ``example_inputs``.
         RuntimeError: a packed layer changed the outputs by more than rounding; the model is as it was.
     """
+    if weight_dtype not in TOLERANCE:
+        known = ", ".join(map(str, TOLERANCE))
+        raise TypeError(f"weights of packed layers are stored as one of {known}, not {weight_dtype}")
     model.eval()
+    layer_by_layer_(model)
     expected, seen = _observed(model, example_inputs)
     if not seen:
         raise ValueError(
@@ -88,7 +104,7 @@ def pack_(
             new, told = _pack_conv(model, name, layer, wanted, after, seconds, memory)
         else:
             assert isinstance(layer, nn.Linear)
-            new, told = _pack_linear(name, layer, sizes, after, seconds, memory)
+            new, told = _pack_linear(name, layer, sizes, after, weight_dtype, seconds, memory)
         decisions += told
         if new is not layer:
             changes.append((name, layer, new))
@@ -97,22 +113,31 @@ def pack_(
                 assert isinstance(norm, nn.BatchNorm2d)
                 changes.append((after.norm, norm, FoldedBatchNorm2d.of(norm)))
             if after.activation:
-                changes.append((after.activation, model.get_submodule(after.activation), nn.Identity()))
+                changes.append(
+                    (after.activation, model.get_submodule(after.activation), nn.Identity().eval())
+                )
     for name, _, new in changes:
         _put(model, name, new)
-    _verify(model, example_inputs, expected, changes)
+    _verify(model, example_inputs, expected, changes, TOLERANCE[weight_dtype])
     if memory is not None:
         memory.write()
-    return Decisions(tuple(decisions))
+    return Decisions(tuple(decisions), run_whole_(model, example_inputs, batches or [samples], seconds))
 
 
 def _pack_linear(
-    name: str, layer: nn.Linear, sizes: Sequence[int], after: Behind, seconds: float, memory: Memory | None
+    name: str,
+    layer: nn.Linear,
+    sizes: Sequence[int],
+    after: Behind,
+    weight_dtype: torch.dtype,
+    seconds: float,
+    memory: Memory | None,
 ) -> tuple[nn.Module, list[Decision]]:
     chosen: dict[int, Layout] = {}
     told = []
     for batch in sizes:
-        chosen[batch], decision = choose(name, LinearTrial(*connections_of(layer), batch), seconds, memory)
+        trial = LinearTrial(*connections_of(layer), batch, weight_dtype)
+        chosen[batch], decision = choose(name, trial, seconds, memory)
         told.append(decision)
     return packed_linear(layer, chosen, after.kind), told
 
@@ -182,13 +207,13 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _verify(
-    model: nn.Module, example_inputs: Any, expected: Any, changes: list[tuple[str, nn.Module, nn.Module]]
+    model: nn.Module, example_inputs: Any, expected: Any, changes: Sequence[Change], tolerance: float
 ) -> None:
     outputs = run(model, example_inputs)
     for before, after in zip(_tensors(expected), _tensors(outputs), strict=True):
         scale = before.abs().max().clamp(min=1e-12)
         error = float(((before - after).abs().max() / scale).float()) if before.numel() else 0.0
-        if error > (1e-4 if before.dtype in (torch.float32, torch.float64) else 3e-2):
+        if error > (tolerance if before.dtype in (torch.float32, torch.float64) else max(tolerance, 3e-2)):
             for name, old, _ in changes:
                 _put(model, name, old)
             raise RuntimeError(

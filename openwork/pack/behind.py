@@ -38,14 +38,16 @@ def behind(model: nn.Module) -> dict[str, Behind]:
     for name, module in modules.items():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and name in follower:
             norm, after = "", follower[name]
-            if isinstance(module, nn.Conv2d) and _foldable(modules[after]):
+            if isinstance(module, nn.Conv2d) and foldable(modules[after]):
                 norm, after = after, follower.get(after, "")
             kind = _kind(modules[after]) if after else "none"
             found[name] = Behind(norm, after if kind != "none" else "", kind)
     return found
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
+    """Looks into every module but layers."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layer = isinstance(m, (nn.Linear, nn.Conv2d))  # those of ours included
         return layer or super().is_leaf_module(m, module_qualified_name)
@@ -54,7 +56,7 @@ class _Tracer(fx.Tracer):
 def _followers(model: nn.Module) -> dict[str, str]:
     """Module -> the module that alone uses its outputs, both called once."""
     try:
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace(model)
     except Exception:  # whatever a model does that depends on its inputs
         return _neighbours(model)
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
@@ -79,7 +81,8 @@ def _neighbours(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _foldable(module: nn.Module) -> bool:
+def foldable(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that a convolution before it can take over."""
     return type(module) is nn.BatchNorm2d and module.running_mean is not None
 
 

@@ -47,10 +47,32 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """What was measured for a network of convolutions as a whole at one size of batch.
+
+    Attributes:
+        batch: images in a call.
+        form: how it runs: layer after layer, or as a network that keeps images in the order of the kernels.
+        layers_ms: milliseconds layer after layer, each as it was chosen.
+        packed_ms: milliseconds in the form chosen.
+    """
+
+    batch: int
+    form: str
+    layers_ms: float
+    packed_ms: float
+
+    def __str__(self) -> str:
+        layers = f"({self.layers_ms:.3f} ms layer after layer)"
+        return f"as a whole, {self.batch} images: {self.form}, {self.packed_ms:.3f} ms {layers}"
+
+
+@dataclass(frozen=True)
 class Decisions:
-    """What :func:`pack_` chose, layer by layer. Print it, or iterate over its rows."""
+    """What :func:`pack_` chose, layer by layer, and for the network as a whole. Print it, or iterate over its rows."""
 
     rows: tuple[Decision, ...]
+    whole: tuple[Whole, ...] = ()
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self.rows)
@@ -84,4 +106,4 @@ class Decisions:
         note = [
             f"{busy} of {len(self.rows)} choices were made while other processes kept the cores busy: pack again when it is calm"
         ]
-        return "\n".join([*table, *(note if busy else [])])
+        return "\n".join([*table, *map(str, self.whole), *(note if busy else [])])

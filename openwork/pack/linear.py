@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense, TorchDense
-from openwork.layouts.layout import Layout, layouts
+from openwork.layouts.layout import PRECISIONS, Layout, layouts
 from openwork.layouts.linear import SparseLinear
 from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear, fixed_bias
 from openwork.pack.choice import Trial, density_step
@@ -18,11 +18,17 @@ from openwork.timing import Latency
 
 
 class LinearTrial(Trial[Layout]):
-    """A weight ``[out, in]`` with ``batch`` rows of inputs."""
+    """A weight ``[out, in]`` with ``batch`` rows of inputs.
 
-    def __init__(self, topology: CSR, values: Tensor, batch: int) -> None:
+    Layouts take part that hold weights at least as finely as the coarser of ``weight_dtype`` and the dtype they have.
+    """
+
+    def __init__(
+        self, topology: CSR, values: Tensor, batch: int, weight_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.topology, self.shape, self.batch, self.values = topology, topology.shape, batch, values
-        suited = [cls for cls in layouts() if cls.unsuited(topology, values, batch) is None]
+        coarsest = max(values.dtype, weight_dtype, key=PRECISIONS.index)
+        suited = [cls for cls in layouts(coarsest) if cls.unsuited(topology, values, batch) is None]
         self.suited = {cls.name: cls for cls in suited}
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(batch, topology.shape[1], generator=generator)
@@ -54,7 +60,9 @@ class LinearTrial(Trial[Layout]):
         return lambda: dispatch(x, None, "none")
 
 
-def contest(topology: CSR, values: Tensor, batch: int, seconds: float) -> dict[str, Latency]:
+def contest(
+    topology: CSR, values: Tensor, batch: int, seconds: float, weight_dtype: torch.dtype = torch.float32
+) -> dict[str, Latency]:
     """Time every layout that suits a weight, dense ones included, on random inputs.
 
     Args:
@@ -62,11 +70,12 @@ def contest(topology: CSR, values: Tensor, batch: int, seconds: float) -> dict[s
         values: ``[kept]``.
         batch: samples in a call.
         seconds: to spend on all of them together, about.
+        weight_dtype: the coarsest that weights may be rounded to.
 
     Returns:
         Name of the layout -> its latency.
     """
-    return LinearTrial(topology, values, batch).contest(seconds)
+    return LinearTrial(topology, values, batch, weight_dtype).contest(seconds)
 
 
 def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
@@ -86,6 +95,6 @@ def packed_linear(layer: nn.Linear, chosen: dict[int, Layout], activation: str) 
     dense = {batch: held for batch, held in chosen.items() if isinstance(held, Dense)}
     if isinstance(layer, SparseLinear):
         return DenseLinear.pack(layer.to_linear(), dense, activation)
-    if all(isinstance(held, TorchDense) for held in dense.values()):
+    if all(type(held) is TorchDense for held in dense.values()):
         return layer
     return DenseLinear.pack(layer, dense, activation)

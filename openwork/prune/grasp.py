@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -26,6 +27,8 @@ class GraSP(Pruning):
     Args:
         temperature: 200, as in the paper.
     """
+
+    before_training: ClassVar[bool] = True
 
     allocation: str | Allocation = "global"
     temperature: float = 200.0

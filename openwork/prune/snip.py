@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class SNIP(Pruning):
     One batch of about 10 samples a class is enough. ``rounds > 1`` scores and cuts repeatedly, which avoids emptied layers at
     extreme sparsity (iterative SNIP).
     """
+
+    before_training: ClassVar[bool] = True
 
     allocation: str | Allocation = "global"
 

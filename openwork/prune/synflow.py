@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -30,6 +31,8 @@ class SynFlow(Pruning):
 
     ``data`` needs one batch only to learn the shape of an input; its values are not used.
     """
+
+    before_training: ClassVar[bool] = True
 
     allocation: str | Allocation = "global"
     rounds: int = 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -78,6 +78,15 @@ def cut(whole: Split, part: int, seed: int = 0) -> tuple[Split, Split]:
     taken = torch.zeros(len(whole), dtype=torch.bool)
     taken[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))[:part]] = True
     return whole.subset(~taken), whole.subset(taken)
+
+
+def fewer(task: Task, examples: int, seed: int = 0) -> Task:
+    """The task with ``examples`` to train on, chosen at random by ``seed``; validation and test stay whole.
+
+    Raises:
+        ValueError: it has not more than that.
+    """
+    return replace(task, train=cut(task.train, examples, seed)[1])
 
 
 def standardized(train: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from openwork.connections import Connections
 from openwork.growth import Gradient, Growth, Site, free_at_random
 from openwork.method import Method, method
 from openwork.patterns import Unstructured, pattern, top_k
-from openwork.positions import located, merged, where
+from openwork.positions import ascending, located, merged, where
 from openwork.processes import averaged
 from openwork.schedules import Cosine, Scalar
 from openwork.sparsifier import Sparsifier
@@ -62,7 +62,7 @@ class Sampled(Growth):
         for_input, for_output = self._weights(site, outputs, inputs, torch.Generator().manual_seed(seed))
         rows = _draw(for_output, draws, generator)
         places = rows * inputs + _draw(for_input, draws, generator)
-        distinct: Tensor = places.sort().values.unique_consecutive()
+        distinct: Tensor = ascending(places).unique_consecutive()
         return distinct.to(site.device)
 
     def _weights(

@@ -90,7 +90,7 @@ class SET(StaticRandom):
     def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
         """The positions that each parameter is to have from now on. Changes nothing."""
         fraction = value_at(self.drop, step, self.run_length)
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             rule = self.growth_in(c, sparsifier, step)
             yield c, c.rewired(self.survivors(c, fraction), rule, sparsifier.generator)
 
@@ -105,11 +105,12 @@ class SET(StaticRandom):
             return connections.strongest(active - _floor(fraction * active))
         values = connections.values
         negative = values < 0
-        dropped = torch.zeros_like(negative)
-        for side in (negative, ~negative):
-            closest_to_zero = torch.where(side, -values.abs(), -torch.inf)
-            dropped |= top_k(closest_to_zero, _floor(fraction * int(side.sum())))
-        return ~dropped
+        others = int(negative.count_nonzero())
+        drop, drop_others = _floor(fraction * (negative.numel() - others)), _floor(fraction * others)
+        # In order of value the weights of the other sign come first: those closest to zero follow them.
+        closest = ~negative & top_k(-values, others + drop)
+        closest_others = negative & top_k(values, negative.numel() - others + drop_others)
+        return ~(closest | closest_others)
 
 
 def _floor(count: float) -> int:

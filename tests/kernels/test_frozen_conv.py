@@ -28,7 +28,7 @@ def test_images_of_several_sizes(level):
     for size in ((6, 7), (9, 20), (6, 7)):
         x = torch.randn(2, 4, *size)
         torch.testing.assert_close(frozen_conv(x, frozen), sparse_conv(x, values, prepared))
-    assert set(frozen.words) == {(6, 7), (9, 20)}
+    assert set(frozen.words) == {(6, 7, False), (9, 20, False)}
 
 
 def test_the_operator_is_sound():

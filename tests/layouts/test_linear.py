@@ -296,6 +296,13 @@ def test_state_dict_of_any_size_loads(kept: int, assign: bool) -> None:
     assert torch.equal(again(x), source(x))
 
 
+def test_a_layer_loads_its_own_state() -> None:
+    one = layer()
+    before = copy.deepcopy(one.state_dict())
+    one.load_state_dict(one.state_dict())
+    assert all(torch.equal(one.state_dict()[name], tensor) for name, tensor in before.items())
+
+
 def test_bad_state_is_refused_by_name() -> None:
     model = nn.Sequential(layer())
     good = copy.deepcopy(model.state_dict())

@@ -27,7 +27,7 @@ def test_its_bytes_are_those_of_whole_octets_and_row_ends():
 def test_it_says_what_does_not_suit_it():
     topology, values = matrix(64, 80, 0.3)
     assert Octets.unsuited(topology, values, 16) is None
-    assert "bfloat16" in Octets.unsuited(topology, values.bfloat16(), 1)
+    assert "float16" in Octets.unsuited(topology, values.half(), 1)
     assert "more bytes" in Octets.unsuited(*matrix(20, 30, 0.9), 1)
     assert "at most 16" in Octets.unsuited(topology, values, 17)
 

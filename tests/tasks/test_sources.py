@@ -47,7 +47,11 @@ def test_the_packing_of_a_file_does_not_matter(cache, served, level):
     assert read(served) == CONTENT
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"other"), gzip.compress(CONTENT)[:-9], b"", b"plain"])
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b"other"), gzip.compress(CONTENT)[:-9], b"", b"plain"],
+    ids=["other", "cut short", "empty", "plain"],
+)
 def test_another_content_is_refused_by_name(cache, served, content):
     put(cache, content)
     with pytest.raises(WrongData, match=r"letters/a\.gz is not the official file"):

@@ -1,0 +1,14 @@
+// The k largest of a list of numbers, exactly. Plain code for the updates of a topology.
+#pragma once
+#include "kernel.h"
+
+namespace openwork {
+
+// chosen [n] (bool): the k largest scores [n] (float, or double if `wide`), ties to the first. NaN counts as minus infinity.
+void mark_largest(Address scores, bool wide, std::int64_t n, std::int64_t k, Address chosen);
+
+// Moves the k largest of scores [n] and their places to the front, in the order they stand in, ties to the first; 0 < k <= n.
+// Returns the smallest of them. No score is NaN.
+float keep_largest(Address places, Address scores, std::int64_t n, std::int64_t k);
+
+}  // namespace openwork

@@ -1,0 +1,120 @@
+"""Layer after layer, or as one network: measured like everything else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openwork.kernels import native
+from openwork.layouts.conv import unsuited
+from openwork.layouts.conv_layout import ImagesConv, PixelsConv
+from openwork.layouts.packed_conv import PackedConv, PackedConv2d
+from openwork.pack.choice import MARGIN
+from openwork.pack.decisions import Whole
+from openwork.pack.network import Network, Runner
+from openwork.timing import latencies
+
+LAYERS = "layer after layer"
+
+
+def run_whole_(model: nn.Module, example: Any, batches: Sequence[int], seconds: float) -> tuple[Whole, ...]:
+    """Let ``model`` run as one network at the sizes of batch where that is faster than its layers one after the other, in place.
+
+    Args:
+        model: packed. Models of anything but images ``[images, channels, rows, columns]`` are left as they are.
+        example: what it is called with.
+        batches: sizes of batch.
+        seconds: for measuring, at each size, besides three calls of each contender.
+
+    Returns:
+        What was measured, for each size of batch.
+    """
+    if isinstance(example, (tuple, list)) and len(example) == 1:
+        (example,) = example
+    if not (native.enabled() and isinstance(example, Tensor) and example.dim() == 4 and example.shape[0]):
+        return ()
+    told, networks = [], {}
+    for batch in batches:
+        x = example[torch.arange(batch) % example.shape[0]].contiguous()
+        forms = _forms(model, x)
+        if not forms:
+            return ()
+        calls: dict[str, Callable[[], object]] = {LAYERS: lambda x=x: model(x)}  # type: ignore[misc]
+        calls |= {name: (lambda x=x, network=network: network(x)) for name, network in forms.items()}  # type: ignore[misc]
+        times = {name: found.median for name, found in latencies(calls, seconds=seconds, rounds=5).items()}
+        best = min(times, key=lambda name: times[name])
+        if times[LAYERS] < times[best] * MARGIN:
+            best = LAYERS
+        networks[batch] = forms.get(best)
+        told.append(Whole(batch, best, times[LAYERS] * 1e3, times[best] * 1e3))
+    if any(network is not None for network in networks.values()):
+        vars(model)["forward"] = Runner(model, networks)
+    return tuple(told)
+
+
+def layer_by_layer_(model: nn.Module) -> None:
+    """Undo :func:`run_whole_`."""
+    if isinstance(vars(model).get("forward"), Runner):
+        del vars(model)["forward"]
+
+
+def _forms(model: nn.Module, x: Tensor) -> dict[str, Network]:
+    """The networks that ``model`` can run as, without those that compute something else than it does."""
+    if (
+        x.dtype is not torch.float32 or not x.is_cpu or "forward" in vars(model)
+    ):  # a forward of the model's own
+        return {}
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and _computable(m)]
+    sparse = [m for m in convolutions if _is_sparse(m)]
+    if not sparse:
+        return {}
+    thin = [m for m in convolutions if m.groups > 1]
+    forms = {m: m._nearest(x.shape[0]) for m in sparse if isinstance(m, PackedConv)}
+    measured: dict[nn.Module, bool] = {m: f.grouped for m, f in forms.items() if isinstance(f, PixelsConv)}
+    blocks = ImagesConv.unsuited_images(x.shape[0]) is None
+    how = "in blocks" if blocks else "in pixels"
+    layers: dict[str, Mapping[nn.Module, bool]] = {
+        "layers as measured": measured,
+        f"sparse convolutions {how}": dict.fromkeys([*sparse, *thin], blocks),
+        f"all convolutions {how}": dict.fromkeys(convolutions, blocks),
+    }
+    found = {name: Network.of(model, x, chosen) for name, chosen in layers.items()}
+    expected = model(x)
+    return {
+        name: network
+        for name, network in found.items()
+        if network is not None and _agrees(network(x), expected, name)
+    }
+
+
+def _is_sparse(conv: nn.Conv2d) -> bool:
+    """Whether at least half of the weights are zero."""
+    if isinstance(conv, PackedConv2d):
+        return True
+    return conv.groups == 1 and int(conv.weight.count_nonzero()) * 2 <= conv.weight.numel()
+
+
+def _computable(conv: nn.Conv2d) -> bool:
+    """Whether our kernels can compute it: alone, that is, with as many groups as it likes."""
+    if conv.weight.dtype is not torch.float32 or not conv.weight.is_cpu:
+        return False
+    return isinstance(conv, PackedConv) or not unsuited(conv, groups=True)
+
+
+def _agrees(found: Any, expected: Any, name: str) -> bool:
+    if not (isinstance(found, Tensor) and isinstance(expected, Tensor)):
+        return False  # several outputs: nothing is compared, so nothing is replaced
+    scale = expected.abs().max().clamp(min=1e-12)
+    agrees = found.shape == expected.shape and bool((found - expected).abs().max() <= 1e-4 * scale)
+    if not agrees:
+        warnings.warn(
+            f"the model is left to run layer after layer: with {name} it computes something else. Please report "
+            "this with the model",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return agrees
