@@ -66,8 +66,8 @@ def stages(name: str, sparsity: float, pattern: str | None, exclude: tuple[str, 
         "refit": ow.Refit(),
         "dsnot": ow.DSnoT(),
         "bias": ow.BiasCorrect(),
-        "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=100),
-        "perp": ow.PERPBlocks(steps=100),
+        "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=50),
+        "perp": ow.PERPBlocks(steps=50),
     }
     return [made, *(repairs[other] for other in others)]
 
@@ -119,7 +119,7 @@ class GPT:
         self.dense.eval()
         self.text = task.test.inputs.flatten()[:60_000]
         chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:128]
-        self.data = list(task.train.inputs[chosen].split(16))
+        self.data = list(task.train.inputs[chosen].split(8))
 
     def quality(self, model: torch.nn.Module) -> float:
         return perplexity(model, self.text, window=128, batch=32).value
