@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.allocation import Allocation
+from openwork.blocks import Matrix
 from openwork.method import Method
 from openwork.patterns import Pattern
 from openwork.reconstruction.admm import Normalized
@@ -165,6 +166,9 @@ class Block:
         inputs: the recorded calls, one a batch: pass one to :meth:`run`.
         targets: what the dense block returns for each of them.
         tokens: a batch -> boolean marking the tokens that are no padding, ``[n, length]``, or None where all count.
+        layers: the matrices of the block that the recipe works on, by the names that ``parts`` has.
+        parts: layer -> what earlier stages said of it (:attr:`Solution.parts`). A stage that changes such a weight puts what is
+            then true in their place.
     """
 
     name: str
@@ -173,6 +177,8 @@ class Block:
     inputs: Sequence[Any]
     targets: Sequence[Tensor]
     tokens: Sequence[Tensor | None]
+    layers: Mapping[str, Matrix] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, index: int) -> Tensor:
         """What the block returns for batch ``index`` as it is now: the tensor that the next block reads. Gradients flow
@@ -180,6 +186,17 @@ class Block:
         """
         output: Tensor = self.inputs[index].run(self.module)
         return output
+
+    def weight(self, layer: str) -> Tensor:
+        """The weight of one of :attr:`layers` as it is now, float32 ``[out, in * prod(kernel)]``, a copy."""
+        m = self.layers[layer]
+        return m.matrix(m.weight.parameter.detach())
+
+    def mask(self, layer: str) -> Tensor:
+        """The mask of one of :attr:`layers`, of the shape of :meth:`weight`."""
+        m = self.layers[layer]
+        name = next(name for name, p in self.module.named_parameters() if p is m.weight.parameter)
+        return m.view(self.masks[name]).flatten(1)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -193,6 +210,9 @@ class BlockCalibrated(Method):
     """A stage that works on one block after another."""
 
     reads_zeros: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    """Whether the block computes the same afterwards, as when scale moves from one layer to another. Such stages come first, and
+    the next ones take the block as it then is for the dense one."""
 
     @abstractmethod
     def solve_block(self, block: Block) -> Mapping[str, Any] | None:

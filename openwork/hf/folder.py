@@ -96,7 +96,7 @@ def save(
         raise FileError(
             f"a folder holds a model of transformers, not a {type(model).__name__}; see openwork.save"
         )
-    with _appearing(Path(folder)) as unfinished, _as_dense(model):
+    with appearing(Path(folder)) as unfinished, _as_dense(model):
         _check_loadable(model)
         if storage == "dense":
             model.save_pretrained(unfinished, state_dict=_dense_state(model))
@@ -189,7 +189,7 @@ def _as_dense(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill beside ``folder``, which takes its place when all went well."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileError(f"{folder}: something is there already; name a folder that does not exist yet")
