@@ -40,7 +40,7 @@ def merge_adapters_(model: Any, masks: Mapping[str, Tensor] | None = None) -> nn
         update = torch.stack([layer.get_delta_weight(adapter) for adapter in layer.active_adapters]).sum(0)
         if isinstance(under, SparseLayer):
             positions = under.topology.positions()
-            under.weight_values += update.flatten()[positions].to(under.weight_values.dtype)
+            under.weight_values.add_(update.flatten()[positions].to(under.weight_values.dtype))
         else:
             mask = (masks or {}).get(f"{name}.weight", under.weight != 0)
             under.weight += torch.where(mask, update, 0).to(under.weight.dtype)
