@@ -9,13 +9,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 _PUBLIC = {
-    "patterns": ["Block", "FanIn", "Groups", "NM", "Unstructured", "pattern"],
+    "patterns": ["Block", "FanIn", "Gates", "Groups", "NM", "Unstructured", "pattern"],
     "allocation": [
         "ER",
         "ERK",
         "LAMP",
         "Allocation",
         "Balanced",
+        "Deviation",
         "Global",
         "Pyramid",
         "Uniform",
@@ -80,9 +81,11 @@ _PUBLIC = {
     "quantization": ["FloatGrid", "IntegerGrid"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
+    "train.bitwise": ["Bitwise"],
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
     "train.dnw": ["DNW"],
+    "train.dsl_rec": ["DSL"],
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
@@ -92,15 +95,20 @@ _PUBLIC = {
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
     "train.pgf_nm": ["PGF"],
+    "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
+    "train.ssvi": ["SSVI"],
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "finetune.lora": ["Adapters", "LoRA", "adapt_"],
+    "finetune.perp": ["PERP"],
+    "finetune.perp_blocks": ["PERPBlocks"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
@@ -109,6 +117,12 @@ _PUBLIC = {
     "prune.random_search": ["RandomSearch"],
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
+    "features": ["Features", "select_features"],
+    "factor.monarch": ["Monarch"],
+    "factor.pixelfly": ["Pixelfly"],
+    "factor.rps": ["RPS"],
+    "factor.sparse_ift": ["SparseIFT", "wide"],
+    "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -120,6 +134,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import LAMP as LAMP
     from openwork.allocation import Allocation as Allocation
     from openwork.allocation import Balanced as Balanced
+    from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
@@ -153,6 +168,13 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrator.windows import reconstruct_ as reconstruct_
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
+    from openwork.factor.monarch import Monarch as Monarch
+    from openwork.factor.pixelfly import Pixelfly as Pixelfly
+    from openwork.factor.rps import RPS as RPS
+    from openwork.factor.sparse_ift import SparseIFT as SparseIFT
+    from openwork.factor.sparse_ift import wide as wide
+    from openwork.features import Features as Features
+    from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect
@@ -161,6 +183,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.finetune.lora import Adapters as Adapters
+    from openwork.finetune.lora import LoRA as LoRA
+    from openwork.finetune.lora import adapt_ as adapt_
+    from openwork.finetune.perp import PERP as PERP
+    from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
@@ -185,6 +212,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.patterns import NM as NM
     from openwork.patterns import Block as Block
     from openwork.patterns import FanIn as FanIn
+    from openwork.patterns import Gates as Gates
     from openwork.patterns import Groups as Groups
     from openwork.patterns import Unstructured as Unstructured
     from openwork.patterns import pattern as pattern
@@ -211,6 +239,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.pruner import sparsify_ as sparsify_
     from openwork.quantization import FloatGrid as FloatGrid
     from openwork.quantization import IntegerGrid as IntegerGrid
+    from openwork.restructuring import Restructured as Restructured
+    from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
     from openwork.schedules import Linear as Linear
     from openwork.schedules import OneShot as OneShot
@@ -222,9 +252,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.storage import to_sparse_ as to_sparse_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
+    from openwork.train.bitwise import Bitwise as Bitwise
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
     from openwork.train.dnw import DNW as DNW
+    from openwork.train.dsl_rec import DSL as DSL
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
@@ -234,11 +266,13 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
+    from openwork.train.ssvi import SSVI as SSVI
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST

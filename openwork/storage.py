@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from openwork.initialization import initial_values
+from openwork.layouts.chain import chain_, unchain_
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.forms import STORABLE, storable, stored
 from openwork.layouts.layer import SparseLayer
 from openwork.layouts.stored import matrix
+from openwork.layouts.structured import StructuredLinear
 from openwork.plan import Row, Weight, plan, prunable
 from openwork.sparsifier import Training
 
@@ -64,6 +66,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
         )
     for name, layer in made.items():
         _swap(model, candidates[name].module, layer)
+    chain_(model)
     return {name: layer.topology for name, layer in made.items()}
 
 
@@ -101,15 +104,38 @@ def _fitting(
 def to_dense_(model: nn.Module) -> dict[str, Tensor]:
     """Replace the layers that hold only their kept connections by ordinary dense layers with exact zeros, in place.
 
+    Layers in another form (:func:`openwork.restructure_`) are multiplied out.
+
     Returns:
-        Parameter name -> boolean mask of its shape: what is kept, active zeros included.
+        Parameter name -> boolean mask of its shape: what is kept, active zeros included; of sparse layers only.
     """
     masks = {}
+    for module in list(model.modules()):
+        if isinstance(module, StructuredLinear):
+            _swap(model, module, _multiplied_out(module).train(module.training))
     for w in prunable(model):
         if isinstance(w.module, SparseLayer):
             masks[w.name] = w.module.topology.mask().view(w.shape)
             _swap(model, w.module, w.module.to_dense())
+    unchain_(model)
     return masks
+
+
+def _multiplied_out(layer: StructuredLinear) -> nn.Linear:
+    with torch.no_grad():
+        weight = layer.dense()
+    dense: nn.Linear = nn.utils.skip_init(
+        nn.Linear,
+        layer.in_features,
+        layer.out_features,
+        layer.bias is not None,
+        dtype=weight.dtype,
+        device=weight.device,
+    )
+    dense.weight = nn.Parameter(weight.contiguous())
+    if layer.bias is not None:
+        dense.bias = nn.Parameter(layer.bias.detach().clone())
+    return dense
 
 
 def _shared(model: nn.Module, weight: Weight) -> bool:

@@ -24,7 +24,9 @@ def found(parts: Parts, run) -> dict[str, set[str]]:  # type: ignore[no-untyped-
     x = torch.randn(4, 5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for p in parts.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype))
+            p.add_(
+                0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype)
+            )
         parts.down.weight[:, 3] = 0
         before = run(parts, x)
     names = {}
@@ -57,15 +59,15 @@ CASES = {
         lambda m, x: m.down(m.up(m.norm(x).view(-1, 9)).reshape(4, 5, 13)),
         {"norm.weight": {"up.weight"}, "up.weight": {"down.weight"}},
     ),
-    "a bilinear gate": (
-        lambda m, x: m.down(m.gate(x) * m.up(x)),
-        {"gate.weight": {"down.weight"}},
-    ),
+    "a bilinear gate": (lambda m, x: m.down(m.gate(x) * m.up(x)), {"gate.weight": {"down.weight"}}),
     "a residual reads the norm": (lambda m, x: F.pad(m.up(h := m.norm(x)), (0, 0)).sum() + h.sum(), {}),
     "the norm is returned too": (lambda m, x: torch.cat([m.up(h := m.norm(x)), h], -1), {}),
     "behind a GELU": (lambda m, x: m.down(F.gelu(m.up(x))), {}),
     "behind a ReLU that a sum reads as well": (lambda m, x: m.down(h := F.relu(m.up(x))) + h.sum(), {}),
-    "a reshape that mixes channels": (lambda m, x: F.linear(m.up(x).flatten(1), torch.ones(2, 65).double()), {}),
+    "a reshape that mixes channels": (
+        lambda m, x: F.linear(m.up(x).flatten(1), torch.ones(2, 65).double()),
+        {},
+    ),
     "a layer that is used twice": (lambda m, x: m.up(m.norm(x)) + m.up(m.norm(2 * x)), {}),
     "only the input of the model": (lambda m, x: m.up(x), {}),
 }

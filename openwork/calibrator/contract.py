@@ -22,6 +22,7 @@ from openwork.method import Method
 from openwork.patterns import Pattern
 from openwork.reconstruction.admm import Normalized
 from openwork.reconstruction.hessian import inverse_factor, layer_error
+from openwork.scores import Loss
 from openwork.statistics import Statistics
 
 
@@ -214,8 +215,35 @@ class BlockCalibrated(Method):
     the next ones take the block as it then is for the dense one."""
 
     @abstractmethod
-    def solve_block(self, block: Block) -> None:
-        """Change the parameters of ``block.module`` in place. The engine sees to it that no zero was filled."""
+    def solve_block(self, block: Block) -> Mapping[str, Any] | None:
+        """Change the parameters of ``block.module`` in place. The engine sees to it that no zero was filled.
+
+        Returns:
+            What there is to say of it; ends up in :attr:`Calibration.parts` under the block's name.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCalibrated(Method):
+    """A stage that works on the whole model, after those that work on its layers and blocks."""
+
+    reads_zeros: ClassVar[bool] = True
+
+    @abstractmethod
+    def solve_model(
+        self, model: nn.Module, masks: Mapping[str, Tensor], data: Sequence[Any], loss: Loss | None
+    ) -> Mapping[str, Any] | None:
+        """Change parameters of ``model`` in place. Whoever calls sees to it that no zero was filled.
+
+        Args:
+            model: compressed as far as the stages before went.
+            masks: parameter name -> boolean mask ``[out, in, *kernel]``, True = kept.
+            data: batches, as they were given.
+            loss: of outputs and targets, or None where none was given.
+
+        Returns:
+            What there is to say of it; ends up in :attr:`Calibration.parts` under the stage's name.
+        """
 
 
 Stage = Calibrated | BlockCalibrated

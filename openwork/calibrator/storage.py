@@ -101,4 +101,6 @@ def group_int4(quantized: Quantized, mask: Tensor, bias: Tensor | None = None) -
     scales, zeros = (t[kept].to(dtype) for t in (quantized.at.scale, quantized.at.zero))
     topology = CSR.from_mask(kept)
     held = None if bias is None else bias.float()
-    return GroupInt4Linear(pack_codes(cells), scales, zeros, topology.crow, topology.col, in_features=inputs, bias=held)
+    return GroupInt4Linear(
+        pack_codes(cells), scales, zeros, topology.crow, topology.col, in_features=inputs, bias=held
+    )

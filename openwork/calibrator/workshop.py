@@ -105,9 +105,13 @@ class Workshop:
             [stream.call(b) for b in range(len(stream))],
             [batches.tokens(b) for b in range(len(stream))],
         )
+        for key, w in weights.items():  # what the masks to begin with prune is pruned before the stage works
+            w.parameter.detach().masked_fill_(~masks[key], 0)
         with torch.enable_grad():
             inside = {m.name: m for m in layers if m.weight.name in self._rows[index]}
-            stage.solve_block(Block(name, block, masks, calls, targets, tokens, inside, self.parts))
+            said = stage.solve_block(Block(name, block, masks, calls, targets, tokens, inside, self.parts))
+        if said:
+            self.parts.setdefault(name, {}).update(said)
         for key, w in weights.items():
             if not bool(w.parameter.isfinite().all()):
                 raise ValueError(f"{stage.name} made NaN or infinity of {w.name}: nothing was changed")

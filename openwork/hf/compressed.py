@@ -125,9 +125,7 @@ def _words(codes: Tensor, bits: int) -> Tensor:
     return nn.functional.pad(stream, (0, -stream.shape[1] % 4)).view(torch.int32)
 
 
-def _scheme(
-    name: str, quantized: Quantized, parts: Mapping[str, Any], module: nn.Module
-) -> dict[str, Any]:
+def _scheme(name: str, quantized: Quantized, parts: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """How a layer is quantised, in the words of the format."""
     grid, inputs, groups = quantized.grid, quantized.codes.shape[1], quantized.at.scale.shape[1]
     size = int((quantized.group_of == 0).sum())

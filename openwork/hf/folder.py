@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +67,7 @@ def save(
     storage: Literal["dense", "sparse"] = "dense",
     masks: Mapping[str, Tensor] | None = None,
     history: Sequence[Mapping[str, object]] = (),
-    card: Card | None = None,
+    card: Card | Callable[[Path], Card] | None = None,
 ) -> None:
     """Write a model as a folder that ``from_pretrained`` loads; the model does not change.
 
@@ -83,7 +83,7 @@ def save(
         masks: what :func:`openwork.sparsify_` says is kept, ``[out, in]`` by parameter name, where kept weights may be zero;
             only the sparse storage has a place for them.
         history: what was done to the model, kept in the header of a sparse file.
-        card: written as ``README.md``.
+        card: written as ``README.md``; or a function that makes one of the finished folder.
 
     Raises:
         FileError: the folder exists and is not empty, it cannot be written, or a mask does not fit.
@@ -102,7 +102,8 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
         if card is not None:
-            (unfinished / "README.md").write_text(str(card), encoding="utf-8")
+            page = card if isinstance(card, Card) else card(unfinished)
+            (unfinished / "README.md").write_text(str(page), encoding="utf-8")
 
 
 def nbytes(folder: str | os.PathLike[str]) -> int:

@@ -176,7 +176,9 @@ class QuantizedLinear(nn.Module):
                 topology = CSR((self.out_features, self.in_features), crow.int(), col.int())
                 topology.validate(f"{prefix}outliers")
                 if values.shape != col.shape:
-                    raise ValueError(f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places")
+                    raise ValueError(
+                        f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places"
+                    )
             except ValueError as error:
                 error_msgs.append(str(error))
                 return

@@ -51,7 +51,9 @@ def joined(statistics: Sequence[TwoLevel]) -> TwoLevel:
         return Quantized(parts[0].grid, torch.cat([q.codes for q in parts]), at, parts[0].group_of)
 
     first = statistics[0]
-    return TwoLevel(together([s.scale for s in statistics]), together([s.zero for s in statistics]), first.integer)
+    return TwoLevel(
+        together([s.scale for s in statistics]), together([s.zero for s in statistics]), first.integer
+    )
 
 
 def two_level(at: Placement, bits: int = 3, rows: int = 16, *, integer: bool = True) -> TwoLevel:

@@ -59,7 +59,9 @@ def test_one_layer_at_a_time_ranks_layers() -> None:
     small = model()
     found = sensitivity(small, evaluate, data=[TOKENS], grid=GRID[2:3], mode="one_layer")
     assert {cell.layer for cell in found.cells} == {
-        f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
+        f"blocks.{i}.{layer}.weight"
+        for i in (0, 1)
+        for layer in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
     }
     changes = [cell.change for cell in found.cells]
     assert changes == sorted(changes, reverse=True)
@@ -88,7 +90,9 @@ def test_the_study_covers_its_axes() -> None:
     assert len(names) == len(set(names)) == 1 + 2 * 2 * 2 * 4 + 2
     assert "int4 symmetric groups of 64 rtn + lorc" in names
     assert "sparse 2:4" in names
-    found = sensitivity(model(), evaluate, data=[TOKENS], grid=trials(bits=(4,), groups=(8,), sparsities=("2:4",)))
+    found = sensitivity(
+        model(), evaluate, data=[TOKENS], grid=trials(bits=(4,), groups=(8,), sparsities=("2:4",))
+    )
     assert len(found.cells) == 10
     with pytest.raises(ValueError, match="one_layer"):
         sensitivity(model(), evaluate, data=[TOKENS], grid=GRID, mode="all")  # type: ignore[arg-type]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.reconstruction.layers import layer, random_mask
 
 from openwork.patterns import NM, FanIn, Unstructured
 from openwork.reconstruction.admm import Normalized, admm, alps
 from openwork.reconstruction.hessian import damped, layer_error
 from openwork.reconstruction.least_squares import least_squares
+from tests.reconstruction.layers import layer, random_mask
 
 
 def error(weight, w, x):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.reconstruction.layers import layer
 
 from openwork.reconstruction.hessian import cholesky, damped, inverse_factor, layer_error
+from tests.reconstruction.layers import layer
 
 
 @pytest.mark.parametrize("seed", range(3))

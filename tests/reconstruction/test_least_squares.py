@@ -1,16 +1,18 @@
 """The exact optimum for a mask, against other ways to find it."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reconstruction.layers import layer, random_mask
 
 from openwork.patterns import Groups
 from openwork.reconstruction import least_squares as page
 from openwork.reconstruction.gradient import conjugate_gradients
 from openwork.reconstruction.hessian import damped, layer_error
 from openwork.reconstruction.least_squares import least_squares
+from tests.reconstruction.layers import layer, random_mask
 
 
 @settings(max_examples=15)
@@ -94,7 +96,7 @@ def test_conjugate_gradients_get_there_and_never_go_up(seed, warm):
         float(layer_error(conjugate_gradients(w, h, mask, start, steps=n, tolerance=0) - w, damped(h, 0.01)))
         for n in (0, 1, 3, 10, 60)
     ]
-    assert all(later <= earlier * (1 + 1e-9) for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in itertools.pairwise(errors))
     assert errors[-1] == pytest.approx(float(best), rel=1e-8)
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reconstruction.layers import layer, random_mask
 
 from openwork.patterns import NM, top_k
 from openwork.reconstruction.hessian import damped, inverse_factor, layer_error
 from openwork.reconstruction.least_squares import least_squares
 from openwork.reconstruction.sweep import sweep
+from tests.reconstruction.layers import layer, random_mask
 
 
 def half(weights, saliency, first):
