@@ -109,6 +109,12 @@ class _Walk:
         undo: Undo,
     ) -> None:
         self.model, self.stages, self.batches, self.undo = model, stages, batches, undo
+        exact = [isinstance(stage, BlockCalibrated) and stage.exact for stage in stages]
+        if exact != sorted(exact, reverse=True):
+            raise ValueError(
+                "stages that only move scale between layers come first in a recipe, and "
+                f"{', '.join(stage.name for stage in stages)} has one after others"
+            )
         self.given = masks
         self.stacks = stacks(model, blocks)
         self.dense = left_dense(model, self.stacks)
@@ -166,7 +172,10 @@ class _Walk:
         for some in _runs(self.stages):
             stage = self.stages[some[0]]
             if isinstance(stage, BlockCalibrated):
-                shop.work_on_block(stage, name, block, layers, stream, targets or outputs, self.batches)
+                shop.work_on_block(some[0], name, block, layers, stream, targets or outputs, self.batches)
+                if stage.exact:
+                    collected, outputs = self._collect(block, layers, stream, self.wanted, keep=bool(outputs))
+                    shop.open(layers, collected)
                 continue
             for number, group in enumerate(collected.sequence() if self.true_sequential else [layers]):
                 if self.true_sequential and (number or some[0]):

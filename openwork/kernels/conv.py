@@ -74,7 +74,8 @@ class PreparedConv:
     def positions(self) -> Tensor:
         """Flat positions of the nonzeros in the weight, int64 [kept], made on first use."""
         if self._positions is None:
-            self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
+            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
+                self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
         return self._positions
 
 
@@ -269,6 +270,10 @@ def multiply(
     return y
 
 
+SHARING = 8
+"""How much more work than elsewhere is worth sharing: threads that share an image wait for each other three times."""
+
+
 def multiply_into(
     x: Tensor,
     y: Tensor,
@@ -295,7 +300,7 @@ def multiply_into(
         x.data_ptr(), y.data_ptr(), images, laid.numbers.data_ptr(), _address(words), _address(values),
         _address(*permutation), _address(bias), _address(carried), ACTIVATIONS.index(activation), x.dim() == 5,
         y.dim() == 5, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(),
-        buckets.shape[0], buckets.shape[1], native.threads(work),
+        buckets.shape[0], buckets.shape[1], native.threads(work // SHARING),
     )  # fmt: skip
 
 

@@ -35,6 +35,9 @@ class Network:
         self.steps = reader.steps
         self.count = 1 + max((step.to for step in self.steps), default=0)
         self.last_use = self._last_use()
+        convolutions = [step for step in self.steps if isinstance(step, Conv)]
+        modules = [m for step in convolutions for m in (step.layer, step.norm) if m is not None]
+        self._state = [held for m in modules for held in (m._parameters, m._buffers)]
         self._written = self._versions()
         self._idle: dict[int, list[Values]] = {}
         self._hold()
@@ -89,11 +92,7 @@ class Network:
 
     def _versions(self) -> list[tuple[int, int]]:
         """How often each tensor was written to that a convolution computes with."""
-        convolutions = [step for step in self.steps if isinstance(step, Conv)]
-        modules = [m for step in convolutions for m in (step.layer, step.norm) if m is not None]
-        tensors = [
-            t for m in modules for held in (m._parameters, m._buffers) for t in held.values() if t is not None
-        ]
+        tensors = [t for held in self._state for t in held.values() if t is not None]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
     # Memory.

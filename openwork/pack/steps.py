@@ -65,6 +65,8 @@ class Conv(Step):
 
     def hold(self) -> None:
         """Take the weights that the layer has now."""
+        if isinstance(self.layer, PackedConv):
+            self.layer.refresh()
         convolution, (topology, values, self.bias) = computed(self.layer, self.norm)
         self.frozen = self._held(convolution, topology, values)
 

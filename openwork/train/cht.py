@@ -94,7 +94,7 @@ class CHT(SET):
         fraction = value_at(self.drop, step, self.run_length)
         power = 1.0 + 2.0 * step / self.run_length
         survivors = {}
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             strength = c.pool(importance(c, self.score))
             if self.soft:
                 strength = drawn(strength.double() ** power, sparsifier.generator)

@@ -68,7 +68,7 @@ class DeepR(Training):
         return True
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             key = f"signs {c.name}"
             sparsifier.state[key] = self._rewire(c, sparsifier.state[key].to(c.device), sparsifier.generator)
 

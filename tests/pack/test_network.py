@@ -107,6 +107,7 @@ def test_networks_compute_the_model_before(
     assert [told.form for told in decisions.whole] == [form]
     assert "as a whole" in str(decisions)
     assert isinstance(model.forward, Runner)
+    assert model.forward.networks[images].fits(x)
     for count in (images, 1, images + 16):  # memory of its own for each, and results nobody overwrites
         y = torch.randn(count, 3, *size)
         first, second = model(x), model(y)
@@ -133,9 +134,9 @@ def test_what_stands_between_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> N
     found = network(sparse(Everything()), torch.randn(16, 3, 27, 38))
     steps = {step.layer: step for step in found.steps if isinstance(step, Conv)}
     model = found.model
-    assert [steps[m].activation for m in (model.stem, model.a1, model.a2, model.short)] == ["relu"] * 4
+    assert [steps[m].activation for m in (model.stem, model.a1, model.a2, model.thin)] == ["relu"] * 4
     assert steps[model.a2].carried == steps[model.a1].x  # the shortcut
-    assert steps[model.short].carried == steps[model.thin].to
+    assert steps[model.thin].carried == steps[model.short].to
     assert steps[model.thin].norm is model.n3
     assert not any(isinstance(step, Blocked) and step.call is operators.add for step in found.steps)
 
@@ -186,7 +187,10 @@ def test_state_loaded_later_and_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clone.forward.model is clone
     before = model(x)
     torch.testing.assert_close(clone(x), before)
-    clone.two.bias.add_(100.0)
+    clone.two.weight_values.mul_(3.0)
+    torch.testing.assert_close(clone(x), type(clone).forward(clone, x), rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(clone(x), before)
+    clone.two.bias.add_(1000.0)
     assert float((clone(x) - before).min()) > 50
     torch.testing.assert_close(model(x), before)
     model.load_state_dict(clone.state_dict())

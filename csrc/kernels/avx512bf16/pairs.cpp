@@ -140,7 +140,7 @@ struct Job {
         transpose(high);
         for (int i = 0; i < features; ++i) {
           const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high[i], (__m512)low[i]);
-          _mm512_store_si512(to + (feature + i) * wide + sample, _mm512_permutexvar_epi64(fours, both));
+          _mm512_store_si512(to + (feature + i) * wide + sample, _mm512_maskz_permutexvar_epi64(0xff, fours, both));
         }
       }
   }
