@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork.layouts.packed_conv import PackedConv2d
-from openwork.pack import operators, pack_, whole
+from openwork.pack import choice, operators, pack_, whole
 from openwork.pack.network import Network, Runner
 from openwork.pack.steps import Blocked, Conv
 from openwork.tasks.resnet import resnet20
@@ -73,13 +73,14 @@ def sparse(model: nn.Module, sparsity: float = 0.8) -> nn.Module:
 
 
 def prefer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let layers be sparse, and the whole contest be won by a form."""
-    monkeypatch.setattr(
-        "openwork.pack.choice.Trial.contest",
-        lambda trial, seconds: {
-            form: _lasting(1.0 + (form not in ("csr images", "csr pixels"))) for form in trial.forms()
-        },
-    )
+    """Let layers be sparse, but for the first one, whose outputs have channels last; and let a form win as a whole."""
+
+    def contest(trial: choice.Trial[object], seconds: float) -> dict[str, object]:
+        first = trial.shape[1] == 3
+        best = ("dense channels last",) if first else ("csr images", "csr pixels")
+        return {form: _lasting(1.0 + (form not in best)) for form in trial.forms()}
+
+    monkeypatch.setattr(choice.Trial, "contest", contest)
     monkeypatch.setattr(
         whole, "latencies", lambda calls, **_: {form: _lasting(1.0 + (form != name)) for form in calls}
     )
