@@ -79,7 +79,11 @@ class SpQR(Quantizing):
         order = by_importance(layer)
         factor = ordered_factor(layer, order, self.damping)
         pivots = factor.diagonal()
-        spread = weight[:, order].to(factor.dtype).var(0, correction=0) if weight.shape[0] > 1 else pivots * 0
+        ordered = weight[:, order].to(factor.dtype)
+        # one row alone does not vary: what its weights vary by around zero stands in
+        spread = (
+            ordered.var(0, correction=0) if len(ordered) > 1 else ordered.square().mean().expand_as(pivots)
+        )
         rounding = OutlierQuantizer(
             self.levels(layer),
             (weight.shape[0], weight.shape[1]),
@@ -92,7 +96,7 @@ class SpQR(Quantizing):
             self.stat_rows,
             like=factor,
         )
-        sweep(weight[:, order], factor, layer.mask[:, order], quantize=rounding, block=self.block)
+        sweep(ordered, factor, layer.mask[:, order], quantize=rounding, block=self.block)
         outliers = found_outliers(rounding, order, layer.weight.dtype)
         parts: dict[str, Any] = {"outliers": outliers}
         if rounding.statistics:

@@ -26,7 +26,7 @@ RECIPES = {
 
 
 def quantised(recipe: str, seed: int = 0) -> tuple[nn.Module, ow.Calibration]:
-    small = gpt_small(width=24, depth=2, heads=2, context=12, seed=seed)
+    small = gpt_small(width=32, depth=2, heads=2, context=12, seed=seed)
     data = [torch.randint(0, 65, (3, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
     return small, ow.sparsify_(small, RECIPES[recipe], data=data)
 
@@ -111,6 +111,6 @@ def test_weights_that_changed_since_are_refused() -> None:
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.up\.weight are not those of its codes"):
         to_quantized_(small, found)
     assert not any(isinstance(m, QuantizedLinear) for m in small.modules())
-    plain = gpt_small(width=24, depth=2, heads=2, context=12)
+    plain = gpt_small(width=32, depth=2, heads=2, context=12)
     with pytest.raises(ValueError, match="needs a quantiser"):
         to_quantized_(plain, ow.sparsify_(plain, ow.Wanda(), data=[torch.zeros(1, 12, dtype=torch.int64)]))
