@@ -174,6 +174,7 @@ def test_scales_are_tuned_and_codes_stay(recipe) -> None:  # type: ignore[no-unt
         before = float(sum(loss(small(x), y) for x, y in pairs()))
     zeros = {name: small.get_parameter(name) == 0 for name in found.parts}
     tuned = tune_scales_(small, found, data=pairs(), loss=loss, epochs=3, learning_rate=3e-3)
+    assert all(p.grad is None for p in small.parameters())
     with torch.no_grad():
         after = float(sum(loss(small(x), y) for x, y in pairs()))
     assert after < before
