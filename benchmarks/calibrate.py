@@ -30,6 +30,7 @@ import torch
 import openwork as ow
 from openwork.calibrator import Calibrated, Layer, Solution
 from openwork.compare.machine import machine
+from openwork.durable import replacing
 from openwork.quality import perplexity, read_pairs, similarity
 from openwork.reconstruction.gradient import conjugate_gradients
 from openwork.reconstruction.hessian import damped, layer_error
@@ -66,8 +67,8 @@ def stages(name: str, sparsity: float, pattern: str | None, exclude: tuple[str, 
         "refit": ow.Refit(),
         "dsnot": ow.DSnoT(),
         "bias": ow.BiasCorrect(),
-        "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=100),
-        "perp": ow.PERPBlocks(steps=100),
+        "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=50),
+        "perp": ow.PERPBlocks(steps=50),
     }
     return [made, *(repairs[other] for other in others)]
 
@@ -119,7 +120,7 @@ class GPT:
         self.dense.eval()
         self.text = task.test.inputs.flatten()[:60_000]
         chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:128]
-        self.data = list(task.train.inputs[chosen].split(16))
+        self.data = list(task.train.inputs[chosen].split(8))
 
     def quality(self, model: torch.nn.Module) -> float:
         return perplexity(model, self.text, window=128, batch=32).value
@@ -216,6 +217,11 @@ def errors(subject: MiniLM | GPT) -> list[dict[str, object]]:
     return rows
 
 
+def _write(path: Path, found: object) -> None:
+    with replacing(path, 0) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -250,7 +256,7 @@ def main() -> None:
             told = f"{made['quality']:9.4f} {made['seconds']:7.1f} s {made['peak_mib']:7.0f} MiB"
             print(f"  {part:7} {method:22} {pattern:5} {told}", flush=True)
             if options.out:
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                _write(options.out, found)
         if "errors" in options.part:
             rows = errors(subject)
             found["errors"] = [r for r in found["errors"] if r["model"] != name] + rows
@@ -263,7 +269,7 @@ def main() -> None:
                 outside = [r["layer"] for r in some if not r["in_order"]]
                 print(f"  errors {pattern}: {means}; out of order: {outside or 'none'} of {len(some)}")
             if options.out:
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                _write(options.out, found)
 
 
 if __name__ == "__main__":

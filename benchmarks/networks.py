@@ -224,6 +224,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=0.5, help="for each case")
     options.add_argument("--only", default="", help="networks whose name and case contain this")
     options.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS)
+    options.add_argument("--name", default="networks", help="of the file of results")
     options.add_argument("--json", action="store_true")
     options.add_argument("--here", action="store_true", help="only measure this process, and print JSON")
     given = options.parse_args()
@@ -251,7 +252,7 @@ def main() -> None:
         "sparsity": SPARSITY,
         "levels": levels,
     }
-    path = HERE / "results" / f"{date}-networks.json"
+    path = HERE / "results" / f"{date}-{given.name}.json"
     path.write_text(json.dumps(result, indent=1))
     if given.json:
         json.dump(result, sys.stdout, indent=1)

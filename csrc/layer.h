@@ -3,9 +3,11 @@
 // Activations are row-major, as PyTorch holds them, or tiles [ceil(batch / 64)][features][64], as a chain of sparse layers hands
 // them on. Row-major ones are packed and unpacked by the thread that computes with them, while they are in its cache.
 //
-// As many tiles as can be dealt out evenly go whole to one thread each, always the same one, so that the next layer finds them in
-// its cache; the team shares each of the others by rows, so that a small batch keeps all threads busy too.
+// As many tiles as can be dealt out evenly go whole to one thread each; the team shares each of the others by rows, so that a small
+// batch keeps all threads busy too. Weights that were woven in this very call are in the caches of the threads that wove them: as
+// long as the tiles are few, each thread then computes its own rows of all of them.
 #pragma once
+#include <cstddef>
 #include <type_traits>
 
 #include "scratch.h"
@@ -69,33 +71,54 @@ OPENWORK_INLINE void with_width(std::int64_t width, Body body) {
   else body(std::integral_constant<int, 16>{});
 }
 
-// Tiles that go whole to one thread each; they come before the others.
-OPENWORK_INLINE std::int64_t tiles_alone(std::int64_t tiles, int threads) { return tiles - tiles % threads; }
+// How the work on tiles is dealt out to the threads of a team: the first `alone` tiles go whole to one thread each, the others by
+// parts.
+struct Shares {
+  std::int64_t tiles, parts, alone;
+  bool fixed;  // part p is computed by the thread that a static schedule gives it to
 
-// Inside a parallel region: deals out the work on `tiles` tiles in `parts` parts. The threads do not wait for each other at the end.
-template <class Whole, class Part>
-OPENWORK_INLINE void deal(std::int64_t tiles, std::int64_t parts, int threads, Whole whole, Part part) {
-  const std::int64_t alone = tiles_alone(tiles, threads), together = tiles - alone;
+  static Shares of(std::int64_t tiles, std::int64_t parts, int threads, bool freshly_woven) {
+    constexpr std::int64_t few_tiles = 8;
+    const bool fixed = freshly_woven && tiles <= few_tiles && parts >= threads;
+    return {tiles, parts, fixed ? 0 : tiles - tiles % threads, fixed};
+  }
+
+  // Inside a parallel region. The threads do not wait for each other at the end.
+  template <class Whole, class OfPart>
+  OPENWORK_INLINE void deal(Whole whole, OfPart of_part) const {
+    if (fixed) {
 #pragma omp for schedule(static, 1) nowait
-  for (std::int64_t tile = 0; tile < alone; ++tile) whole(tile);
+      for (std::int64_t part = 0; part < parts; ++part)
+        for (std::int64_t tile = 0; tile < tiles; ++tile) of_part(tile, part);
+      return;
+    }
+    const std::int64_t together = tiles - alone;
 #pragma omp for schedule(dynamic, 1) nowait
-  for (std::int64_t i = 0; i < together * parts; ++i) part(alone + i % together, i / together);
-}
+    for (std::int64_t tile = 0; tile < alone; ++tile) whole(tile);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (std::int64_t i = 0; i < together * parts; ++i) of_part(alone + i % together, i / together);
+  }
+};
 
-// multiply(std::integral_constant<int, width>, part, x, y) overwrites the rows of the part in the tile y. prepare() is called by every
-// thread of the team first, and what its loops write can be relied upon in multiply().
-template <class Multiply, class Prepare>
-OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multiply, Prepare prepare) {
-  const std::int64_t tiles = layer.tiles(), alone = tiles_alone(tiles, threads);
+// multiply(std::integral_constant<int, width>, part, x, y) overwrites the rows of the part in the tile y. weave(part) is called for
+// every part first; kernels whose weights need no weaving leave it out.
+template <class Multiply, class WeavePart = std::nullptr_t>
+OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multiply, WeavePart weave = nullptr) {
+  constexpr bool weaves = !std::is_same_v<WeavePart, std::nullptr_t>;
+  const Shares shares = Shares::of(layer.tiles(), layer.part_count, threads, weaves);
+  const std::int64_t alone = shares.alone, together = shares.tiles - alone;
   const std::int64_t pieces = layer.tiled_x ? 0 : larger(1, (layer.inputs + feature_piece - 1) / feature_piece);
   const std::int64_t stride = layer.packed_features() * tile_width;
-  float* shared = tiles > alone ? scratch<float>(Scratch::shared, (tiles - alone) * stride) : nullptr;
+  float* shared = together ? scratch<float>(Scratch::shared, together * stride) : nullptr;
 
 #pragma omp parallel num_threads(threads)
   {
-    prepare();
+    if constexpr (weaves) {
+#pragma omp for schedule(static, 1) nowait
+      for (std::int64_t part = 0; part < layer.part_count; ++part) weave(part);
+    }
 #pragma omp for schedule(static)
-    for (std::int64_t i = 0; i < (tiles - alone) * pieces; ++i) {
+    for (std::int64_t i = 0; i < together * pieces; ++i) {
       const std::int64_t tile = i / pieces, begin = i % pieces * feature_piece;
       layer.pack_features(alone + tile, begin, smaller(layer.inputs, begin + feature_piece), shared + tile * stride);
     }
@@ -108,18 +131,13 @@ OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multipl
         with_width(layer.width(tile), [&](auto width) { multiply(width, part, in, out); });
       layer.deliver(tile, 0, layer.outputs, out);
     };
-    deal(tiles, layer.part_count, threads, whole, [&](std::int64_t tile, std::int64_t part) {
+    shares.deal(whole, [&](std::int64_t tile, std::int64_t part) {
       float* packed = shared + (tile - alone) * stride;
       float* out = layer.outputs_of(tile, packed);
       with_width(layer.width(tile), [&](auto width) { multiply(width, part, layer.inputs_of(tile, packed), out); });
       layer.deliver(tile, layer.first_row(part), layer.first_row(part + 1), out);
     });
   }
-}
-
-template <class Multiply>
-OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multiply) {
-  run_layer(layer, threads, multiply, [] {});
 }
 
 }  // namespace

@@ -127,8 +127,8 @@ KERNEL(linear_gradients, Address x, Address dy, Address gate, Address dx, Addres
 #pragma omp parallel num_threads(threads)
   {
     if (words) {
-#pragma omp for schedule(static) nowait
-      for (std::int64_t part = 0; part < t_part_count; ++part) weave.part(transposed, part, words);
+#pragma omp for schedule(static, 1) nowait
+      for (std::int64_t part = 0; part < t_part_count; ++part) weave.ordered_part(transposed, part, words);
     }
     for (std::int64_t begin = 0; begin < tiles; begin += tiles_at_once) {
       const std::int64_t end = smaller(tiles, begin + tiles_at_once);
@@ -153,19 +153,20 @@ KERNEL(linear_gradients, Address x, Address dy, Address gate, Address dx, Addres
             multiply(FeatureTile<width>{}, transposed, words, part, job.dy_of(tile, buffer(tile)), job.dx_of(tile, buffer(tile)));
           });
         };
-        deal(end - begin, t_part_count, threads,
-             [&](std::int64_t i) {
-               for (std::int64_t part = 0; part < t_part_count; ++part) multiply_part(begin + i, part);
-               job.deliver_dx(begin + i, 0, inputs, buffer(begin + i));
-             },
-             [&](std::int64_t i, std::int64_t part) {
-               multiply_part(begin + i, part);
-               job.deliver_dx(begin + i, transposed.parts[part].row, transposed.parts[part + 1].row, buffer(begin + i));
-             });
+        const Shares shares = Shares::of(end - begin, t_part_count, threads, tiles <= tiles_at_once);
+        shares.deal(
+            [&](std::int64_t i) {
+              for (std::int64_t part = 0; part < t_part_count; ++part) multiply_part(begin + i, part);
+              job.deliver_dx(begin + i, 0, inputs, buffer(begin + i));
+            },
+            [&](std::int64_t i, std::int64_t part) {
+              multiply_part(begin + i, part);
+              job.deliver_dx(begin + i, transposed.parts[part].row, transposed.parts[part + 1].row, buffer(begin + i));
+            });
       }
 
       if (dvalues) {
-#pragma omp for schedule(dynamic, 1) nowait
+#pragma omp for schedule(static, 1) nowait
         for (std::int64_t part = 0; part < part_count; ++part)
           for (std::int64_t tile = begin; tile < end; ++tile)
             with_width(job.width(tile), [&](auto width) {

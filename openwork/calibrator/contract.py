@@ -59,19 +59,24 @@ class Layer:
     kept: int
     parts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def live(self) -> Tensor:
+        """Which inputs were ever anything but zero, boolean ``[in * prod(kernel)]``. The weights of the others do nothing."""
+        return self.statistics.squares > 0
+
     def choose(self, scores: Tensor) -> Tensor:
         """The legal mask of the highest scores among the connections that are left, ``kept`` of them as the pattern rounds
-        it, ties included.
+        it, ties included. Weights of inputs that are always zero come last.
 
         Args:
-            scores: ``[out, in * prod(kernel)]``, higher = keep.
+            scores: ``[out, in * prod(kernel)]``, none below 0, higher = keep.
 
         Raises:
             ValueError: a score is NaN.
         """
         if bool(scores.isnan().any()):
             raise ValueError(f"the scores of {self.name} hold NaN")
-        alive = scores.masked_fill(~self.mask, -math.inf).reshape(self.shape)
+        alive = scores.masked_fill(~self.live, 0).masked_fill(~self.mask, -math.inf).reshape(self.shape)
         return self.pattern.choose(alive, self.kept).reshape(scores.shape)
 
     def inverse_factor(self, damping: float) -> Tensor:

@@ -88,8 +88,8 @@ def calibrate_(
         walk.wanted = replace(walk.wanted, gram=walk.wanted.gram or errors)
         walk.offload = None if offload is None else Path(offload)
         if checkpoint is not None:
-            settings = (sorted(walk.given), blocks, true_sequential, targets)
-            walk.checkpoint = Checkpoint(Path(checkpoint), model, stages, batches, settings)
+            settings = (blocks, true_sequential, targets, errors)
+            walk.checkpoint = Checkpoint(Path(checkpoint), model, stages, batches, walk.given, settings)
         return walk.run(chosen)
 
 
@@ -141,10 +141,10 @@ class _Walk:
                         )
                         for _ in range(1 + self.dense_stream)
                     ]
-                    if second and stream.wiring is None:
+                    if second and (stream.wiring is None or len(self.stacks) > 1):
                         raise ValueError(
-                            f"the model computes something between the blocks of {stack.name}, so no second stream can be "
-                            "carried through them: use targets='dense_on_sparse_inputs'"
+                            f"the model computes something between the blocks of {stack.name}, or between several rows of "
+                            "blocks, so no second stream can be carried along: use targets='dense_on_sparse_inputs'"
                         )
                     for name, block in stack.blocks.items():
                         progress.describe(f"({progress.done + 1}/{self.depth}) calibrating {name}".rstrip())

@@ -118,7 +118,7 @@ def prune(
     for rows in (found.quality, found.size, found.speed):
         if rows:
             print()
-            show(rows)
+            show([{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows])
     say(
         f"\n{found.seconds:.0f} s, at most {found.peak / 2**20:.0f} MiB of memory; the model is in {found.folder}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import shutil
@@ -86,7 +87,8 @@ def save(
         card: written as ``README.md``; or a function that makes one of the finished folder.
 
     Raises:
-        FileError: the folder exists and is not empty, it cannot be written, or a mask does not fit.
+        FileError: the folder exists and is not empty, it cannot be written, a mask does not fit, or the model has parameters
+            that its class would not have when it is loaded, such as an added bias.
     """
     if storage not in ("dense", "sparse"):
         raise FileError(f"storage is 'dense' or 'sparse', not {storage!r}")
@@ -95,6 +97,7 @@ def save(
             f"a folder holds a model of transformers, not a {type(model).__name__}; see openwork.save"
         )
     with appearing(Path(folder)) as unfinished, _as_dense(model):
+        _check_loadable(model)
         if storage == "dense":
             model.save_pretrained(unfinished, state_dict=_dense_state(model))
         else:
@@ -109,6 +112,23 @@ def save(
 def nbytes(folder: str | os.PathLike[str]) -> int:
     """Bytes of the weights in a folder."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def _check_loadable(model: Any) -> None:
+    """Prove that loading will find a place for every tensor, and a tensor for every place."""
+    with torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(model.config))
+    expected, found = set(fresh.state_dict()), set(plain_state(model))
+    if extra := sorted(found - expected):
+        raise FileError(
+            f"{extra[0]} is in the model, and a {type(model).__name__} of this configuration has none: it would be lost on "
+            f"loading{f' (and {len(extra) - 1} more)' if len(extra) > 1 else ''}; see openwork.save"
+        )
+    if missing := sorted(expected - found):
+        raise FileError(
+            f"{missing[0]} of a {type(model).__name__} is not in the model: a module was replaced, and loading would draw it at "
+            "random; see openwork.save"
+        )
 
 
 def _save_sparse(

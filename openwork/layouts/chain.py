@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from openwork.kernels.chain import Stage, chained_linear
 from openwork.kernels.index import TILE_WIDTH
-from openwork.kernels.linear import is_native
 from openwork.kernels.tiles import pack_tiles
 from openwork.layouts.linear import SparseLinear
+from openwork.layouts.packed import PackedLinear
 
 POINTWISE = (
     nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.ReLU6, nn.Hardtanh,
@@ -29,6 +29,8 @@ POINTWISE = (
 )  # fmt: skip
 """Modules that see each element alone, so they do not care how the elements lie. (Dropout draws its numbers in the order of
 memory: on tiles it would be as good, but not the same.)"""
+
+LAYERS = (SparseLinear, PackedLinear)
 
 LARGEST_PADDING = 1 / 4
 """The part of the last tile's work that may be for samples that the batch does not have, of the work on all tiles. Above, narrow
@@ -49,6 +51,12 @@ class Link:
     activation: str
     after: tuple[nn.Module, ...]
 
+    @property
+    def stage(self) -> Stage:
+        """The link as the kernels see it."""
+        layer = self.layer
+        return Stage(layer.prepared, layer.weight_values, layer.bias, self.activation == "relu")
+
 
 class Chain(nn.Sequential):
     """An ``nn.Sequential`` whose sparse layers hand their activations on in tiles.
@@ -63,32 +71,33 @@ class Chain(nn.Sequential):
         """Turn an ``nn.Sequential`` into a chain: the same object, so that whoever holds it has the chain."""
         sequential.__class__ = cls
 
-    def release(self) -> None:
-        """Become an ordinary ``nn.Sequential`` again."""
-        self.__class__ = nn.Sequential  # type: ignore[assignment]
+    @staticmethod
+    def release(sequential: nn.Sequential) -> None:
+        """Turn a chain into an ordinary ``nn.Sequential`` again."""
+        sequential.__class__ = nn.Sequential
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Sequential``."""
-        modules = list(self._modules.values())
+        modules = list(self)
         at = 0
         while at < len(modules):
             found, end = links(modules, at)
             if len(found) > 1 and _suits(x, found):
                 x, at = _run(x, found), end
             else:
-                x, at = cast("nn.Module", modules[at])(x), at + 1
+                x, at = modules[at](x), at + 1
         return x
 
 
-def links(modules: Sequence[nn.Module | None], at: int = 0) -> tuple[list[Link], int]:
+def links(modules: Sequence[nn.Module], at: int = 0) -> tuple[list[Link], int]:
     """The links that begin with module ``at``, and where the first module stands that is not part of them."""
     found: list[Link] = []
     while at < len(modules):
         layer = modules[at]
-        if type(layer) is not SparseLinear or _is_watched(layer):
+        if not isinstance(layer, SparseLinear) or type(layer) not in LAYERS or _is_watched(layer):
             break
         at += 1
-        after = []
+        after: list[nn.Module] = []
         while at < len(modules) and type(module := modules[at]) in POINTWISE and not _is_watched(module):
             after.append(module)
             at += 1
@@ -101,7 +110,7 @@ def chain_(model: nn.Module) -> None:
     """Turn every ``nn.Sequential`` in ``model`` that has sparse layers to chain into a :class:`Chain`, in place."""
     for module in model.modules():
         if type(module) is nn.Sequential:
-            modules = list(module._modules.values())
+            modules = list(module)
             if any(len(links(modules, at)[0]) > 1 for at in range(len(modules))):
                 Chain.adopt(module)
 
@@ -110,23 +119,30 @@ def unchain_(model: nn.Module) -> None:
     """Turn every :class:`Chain` in ``model`` into an ordinary ``nn.Sequential`` again, in place."""
     for module in model.modules():
         if type(module) is Chain:
-            module.release()
+            Chain.release(module)
 
 
 def _run(x: Tensor, found: Sequence[Link]) -> Tensor:
     x = found[0].layer._in_precision(x)
-    batch, tiles = x.shape[0], pack_tiles(x)
-    for link in found[:-1]:
-        tiles = link.layer.on_tiles(tiles, link.activation)
-        for module in link.after:
-            tiles = module(tiles)
-    y = found[-1].layer.on_tiles(tiles, found[-1].activation, batch)
+    if any(type(link.layer) is not SparseLinear for link in found) or any(link.after for link in found[:-1]):
+        y = _one_by_one(x, found)
+    else:
+        y = chained_linear(x, [link.stage for link in found])
     for module in found[-1].after:
         y = module(y)
     return y
 
 
-def _suits(x: Tensor, found: Sequence[Link]) -> bool:
+def _one_by_one(x: Tensor, found: Sequence[Link]) -> Tensor:
+    tiles = pack_tiles(x)
+    for link in found[:-1]:
+        tiles = link.layer.on_tiles(tiles, link.activation)
+        for module in link.after:
+            tiles = module(tiles)
+    return found[-1].layer.on_tiles(tiles, found[-1].activation, x.shape[0])
+
+
+def _suits(x: object, found: Sequence[Link]) -> bool:
     """Whether ``x`` can go through the links in tiles."""
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != found[0].layer.in_features:
         return False
@@ -134,16 +150,12 @@ def _suits(x: Tensor, found: Sequence[Link]) -> bool:
     padding = -batch % TILE_WIDTH
     if padding > LARGEST_PADDING * (batch + padding) or batch == 0:
         return False
+    # A transform knows no rule for tiles, and a recorded trace would hold on to this very size of batch.
     if not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     ):
         return False
-    x = x[:0] if torch.is_autocast_enabled(x.device.type) else x
-    return all(
-        is_native(link.layer._in_precision(x), link.layer.weight_values, link.layer.bias)
-        and not link.layer.observe
-        for link in found
-    )
+    return all(link.layer.takes_tiles(x) for link in found)
 
 
 def _is_watched(module: nn.Module) -> bool:

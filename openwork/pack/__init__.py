@@ -24,6 +24,7 @@ from openwork.layouts.layout import Layout
 from openwork.layouts.packed_conv import FoldedBatchNorm2d, folded
 from openwork.layouts.packed_conv import connections_of as conv_connections
 from openwork.pack.behind import Behind, behind
+from openwork.pack.chains import chain_where_faster_
 from openwork.pack.choice import MARGIN, choose
 from openwork.pack.conv import ConvTrial, packed_conv
 from openwork.pack.decisions import Decision, Decisions, Whole
@@ -119,6 +120,7 @@ def pack_(
     for name, _, new in changes:
         _put(model, name, new)
     _verify(model, example_inputs, expected, changes, TOLERANCE[weight_dtype])
+    chain_where_faster_(model, example_inputs, seconds)
     if memory is not None:
         memory.write()
     return Decisions(tuple(decisions), run_whole_(model, example_inputs, batches or [samples], seconds))

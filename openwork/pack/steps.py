@@ -82,7 +82,7 @@ class Conv(Step):
         return [self.x] if self.carried is None else [self.x, self.carried]
 
     def run(self, values: Values, images: int) -> None:
-        carried = None if self.carried is None else values[self.carried]
+        carried = None if self.carried is None else values[self.carried].contiguous()
         x = values[self.x].contiguous()
         frozen_conv_into(x, values[self.to], images, self.frozen, self.bias, carried, self.activation)
 

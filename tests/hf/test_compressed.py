@@ -61,7 +61,9 @@ def test_the_package_reads_back_equal_weights(recipe: str, tmp_path) -> None:  #
 @pytest.mark.parametrize(("dtype", "scales"), [(torch.float32, "float32"), (torch.bfloat16, "bfloat16")])
 def test_transformers_loads_the_folder(dtype: torch.dtype, scales: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = llama(dtype)
-    found = ow.sparsify_(model, ow.RTN(grid=IntegerGrid(4, symmetric=True, scales=scales), group=16), data=data())
+    found = ow.sparsify_(
+        model, ow.RTN(grid=IntegerGrid(4, symmetric=True, scales=scales), group=16), data=data()
+    )
     export_quantized(model, found, tmp_path / "folder")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder", dtype=dtype).eval()
     x = data()[0]

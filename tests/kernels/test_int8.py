@@ -14,6 +14,7 @@ from openwork.kernels.linear import ACTIVATIONS
 from openwork.kernels.row_blocks import FEW, row_blocks
 from openwork.kernels.slices import slice_rows, sliced_linear
 from openwork.kernels.small_batch import octet_rows, small_batch_linear
+from openwork.kernels.squares import square_rows, squares_linear
 from openwork.kernels.topology import row_of
 from tests.kernels.matrices import SIZES, SPARSITIES, of_mask, random_matrix
 from tests.kernels.test_linear import DENSE_ACTIVATION
@@ -27,6 +28,7 @@ KERNELS = {
     "slices": (slice_rows, sliced_linear),
     "octets": (octet_rows, small_batch_linear),
     "bitmask": (bitmask_rows, bitmasked_linear),
+    "squares": (square_rows, squares_linear),
     "row blocks": (blocks, lambda x, held, bias=None, activation="none": held.linear(x, bias, activation)),
 }
 
@@ -104,11 +106,12 @@ def test_bits_do_not_depend_on_threads(level, monkeypatch, kernel, batch):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nan_and_infinity_reach_only_what_is_connected(level, kernel):
-    mask = torch.zeros(32, 3, dtype=torch.bool)
-    mask[:16, 0], mask[16:, 1:] = True, True
+    mask = torch.zeros(32, 12, dtype=torch.bool)
+    mask[:16, :4], mask[16:, 4:] = True, True
     prepared = of_mask(mask)
     made = held(kernel, prepared, torch.ones(prepared.kept))
-    x = torch.tensor([[float("nan"), 1.0, float("inf")]])
+    x = torch.ones(1, 12)
+    x[0, 0], x[0, 7] = float("nan"), float("inf")
     y = KERNELS[kernel][1](x, made)
     assert y[0, :16].isnan().all()
     assert (y[0, 16:] == float("inf")).all()
@@ -138,11 +141,11 @@ def test_the_twins_agree(monkeypatch, kernel, dtype):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_weight_takes_a_byte(kernel):
     mask = torch.zeros(64, 192, dtype=torch.bool)
-    mask[:, ::2] = True
+    mask[:, :96] = True
     prepared = of_mask(mask)
     values = torch.randn(prepared.kept)
     whole, rounded_ = held(kernel, prepared, values, torch.float32), held(kernel, prepared, values)
-    behind = {"slices": 0, "octets": 0, "bitmask": 16, "row blocks": 64 * 16}[kernel]
+    behind = {"slices": 0, "octets": 0, "squares": 0, "bitmask": 16, "row blocks": 64 * 16}[kernel]
     assert whole.nbytes - rounded_.nbytes == 3 * (prepared.kept + behind) - 4 * 64
 
 

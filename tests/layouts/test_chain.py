@@ -10,8 +10,10 @@ from torch import nn
 
 import openwork as ow
 from openwork.kernels import linear, native
+from openwork.layouts import chain as chain_page
 from openwork.layouts.chain import Chain, links
 from openwork.layouts.linear import SparseLinear
+from openwork.layouts.packed import PackedLinear
 
 
 def sequential(*between: nn.Module, sizes: tuple[int, ...] = (70, 50, 33, 40, 7)) -> nn.Sequential:
@@ -42,15 +44,15 @@ def results(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def through_tiles(monkeypatch) -> list[int]:
-    """Counts the layers that compute on tiles."""
+    """How many layers went through tiles together, each time that some did."""
     calls = []
-    on_tiles = SparseLinear.on_tiles
+    run = chain_page._run
 
-    def counted(self, *args, **options):
-        calls.append(1)
-        return on_tiles(self, *args, **options)
+    def counted(x, found):
+        calls.append(len(found))
+        return run(x, found)
 
-    monkeypatch.setattr(SparseLinear, "on_tiles", counted)
+    monkeypatch.setattr(chain_page, "_run", counted)
     return calls
 
 
@@ -64,7 +66,7 @@ def test_a_chain_has_the_bits_of_its_layers(monkeypatch, between, batch):
     expected = results(plain, x)
     calls = through_tiles(monkeypatch)
     found = results(chain, x)
-    assert len(calls) == 3
+    assert calls == [3]
     exact = not any(
         isinstance(module, (nn.GELU, nn.Tanh)) for module in between
     )  # torch's own differ at the ends of rows
@@ -168,7 +170,7 @@ def test_other_types_take_the_ordinary_way():
 def test_autocast():
     chain, x = chained(sequential(nn.ReLU())), torch.randn(64, 70)
     plain = copy.deepcopy(chain)
-    plain.release()
+    Chain.release(plain)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(chain(x), plain(x))
         assert torch.equal(chain(x.bfloat16()), plain(x.bfloat16()))
@@ -233,3 +235,29 @@ def test_models_that_branch_and_reshape_keep_their_results():
     x = torch.randn(64, 24)
     torch.testing.assert_close(stored(x), model(x), rtol=1e-4, atol=1e-5)
     assert linear.is_native(x)
+
+
+def test_packed_layers_are_chained_where_that_is_faster(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(300, 300), nn.GELU()))).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data *= torch.rand(300, 300) < 0.03
+    x = torch.randn(128, 300)
+    expected = model(x)
+    ow.pack_(model, x, cache=False, seconds=0.05)
+    streams = [layer for layer in model if type(layer) is PackedLinear and layer.takes_tiles(x)]
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+        rows = model(x)
+        for Form in (Chain, nn.Sequential):
+            model.__class__ = Form
+            assert torch.equal(model(x), rows)
+    if len(streams) == 3:
+        Chain.adopt(model)
+        calls = through_tiles(monkeypatch)
+        with torch.no_grad():
+            assert torch.equal(model(x), rows)
+        assert calls == [3]
+    with pytest.raises(RuntimeError, match="no gradients"):
+        model(x.requires_grad_())
