@@ -20,7 +20,6 @@ from openwork.connections.stored import TILE
 from openwork.kernels.conv import conv_index_bytes
 from openwork.kernels.index import TILE_WIDTH
 from openwork.kernels.index import index_bytes as linear_index_bytes
-from openwork.kernels.planes import VECTOR
 from openwork.kernels.ranking import AT_ONCE, CANDIDATE_BYTES
 from openwork.layouts.conv import convolution_of
 from openwork.layouts.forms import storable
@@ -151,7 +150,9 @@ def _bytes(
     activations, widest = batch * seen.activations, batch * seen.widest
     needs = method.growth_needs if isinstance(method, Training) else frozenset()
     rewires = isinstance(method, Training) and type(method).update is not Training.update
-    parameters = gradients = indices = largest = scratch = remembered = update = 0
+    parameters = gradients = indices = largest = remembered = update = 0
+    # Dense convolutions put what they read and make in an order of their own first.
+    scratch = 0 if form == "stored" else batch * seen.convolved
     for p in model.parameters():
         row = rows.get(id(p))
         count = p.numel() if row is None else row.numel
@@ -159,7 +160,7 @@ def _bytes(
             count = row.kept
             moved = index_bytes(row, count, id(row.weight.module) in seen.differentiated)
             indices += moved
-            scratch = max(scratch, _scratch(row, batch, seen))
+            scratch = max(scratch, _scratch(row, batch))
             if (
                 "gradient" in needs
             ):  # what passed through the layer: its inputs and the gradients of its outputs
@@ -172,6 +173,7 @@ def _bytes(
             indices += row.numel + 8 * row.kept
             if isinstance(method, Training) and method.latent:
                 indices += (p.itemsize + 2) * row.numel
+                update = max(update, _RANKED * row.numel)
             indices += p.itemsize * row.numel if "momentum" in needs else 0
             remembered += p.itemsize * row.numel if needs else 0
             if rewires:
@@ -188,6 +190,9 @@ def _bytes(
     return Bytes(parameters, gradients, optimizer, indices, activations, passing)
 
 
+_RANKED = 24
+"""Bytes for each weight of a layer while all of them are ranked: strengths, their order, the places chosen and the new mask."""
+
 _REWIRED = 40
 """Bytes for each connection of a layer while it is rewired: positions before and after, where each comes from."""
 
@@ -197,14 +202,13 @@ def _looked_through(tile: int, kept: int, itemsize: int) -> int:
     return itemsize * tile + CANDIDATE_BYTES * (AT_ONCE + kept // 2) + 16 * kept
 
 
-def _scratch(row: Row, batch: int, seen: _Seen) -> int:
+def _scratch(row: Row, batch: int) -> int:
     """The kernels' own buffers: the weights woven with their columns, and activations packed in tiles."""
     module = row.weight.module
     if isinstance(module, nn.Embedding):
         return 0
     if isinstance(module, nn.Conv2d):
-        images = min(batch, VECTOR)
-        return 8 * row.kept + 2 * images * seen.inputs.get(id(module), 0)
+        return 8 * row.kept
     tiles = min(TILES_AT_ONCE, -(-batch // TILE_WIDTH))
     return 8 * row.kept + 2 * 4 * TILE_WIDTH * tiles * (row.shape[0] + row.numel // row.shape[0])
 
@@ -220,41 +224,48 @@ class _Seen:
     Attributes:
         activations, widest: bytes that it saves for backward, and those of the largest tensor saved, for one example.
         inputs: bytes of the input of each module, by its identity, for one example.
+        convolved: the most that a convolution reads and makes, for one example.
         differentiated: modules whose inputs will have gradients.
     """
 
     activations: int
     widest: int
     inputs: dict[int, int]
+    convolved: int
     differentiated: set[int]
 
 
 def _seen(model: nn.Module, example: Tensor) -> _Seen:
-    (few, wide, inputs, found), (more, wider, _, _) = (_saved(model, example, copies) for copies in (2, 3))
-    return _Seen(more - few, wider - wide, {module: size // 2 for module, size in inputs.items()}, found)
+    (few, wide, passed, found), (more, wider, _, _) = (_saved(model, example, copies) for copies in (2, 3))
+    inputs = {id(module): read // 2 for module, (read, _) in passed.items()}
+    convolved = [sum(sizes) // 2 for module, sizes in passed.items() if isinstance(module, nn.Conv2d)]
+    return _Seen(more - few, wider - wide, inputs, max(convolved, default=0), found)
 
 
-def _saved(model: nn.Module, example: Tensor, copies: int) -> tuple[int, int, dict[int, int], set[int]]:
-    """What forward saves of so many examples: bytes of all and of the largest; what each module read, and where it will be asked
-    for a gradient."""
+_Passed = dict[nn.Module, tuple[int, int]]
+
+
+def _saved(model: nn.Module, example: Tensor, copies: int) -> tuple[int, int, _Passed, set[int]]:
+    """What forward saves of so many examples: bytes of all and of the largest; what each module reads and makes, and which will
+    be asked for a gradient of what they read."""
     found: dict[int, Tensor] = {}
-    inputs: dict[int, int] = {}
+    passed: _Passed = {}
     differentiated: set[int] = set()
 
     def note(tensor: Tensor) -> Tensor:
         found.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    def look(module: nn.Module, arguments: tuple[object, ...]) -> None:
+    def look(module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
         for tensor in arguments[:1]:
             if isinstance(tensor, Tensor):
-                inputs[id(module)] = tensor.numel() * tensor.itemsize
+                passed[module] = tensor.nbytes, output.nbytes if isinstance(output, Tensor) else 0
                 if tensor.requires_grad:
                     differentiated.add(id(module))
 
     x = example[:1].expand(copies, *example.shape[1:]).contiguous()
     own = {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
-    hooks = [module.register_forward_pre_hook(look) for module in model.modules()]
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
     try:
         with (
             torch.random.fork_rng(devices=[]),
@@ -267,7 +278,7 @@ def _saved(model: nn.Module, example: Tensor, copies: int) -> tuple[int, int, di
             hook.remove()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [t.untyped_storage().nbytes() for key, t in found.items() if key not in weights]
-    return sum(sizes), max(sizes, default=0), inputs, differentiated
+    return sum(sizes), max(sizes, default=0), passed, differentiated
 
 
 def _named(name: str) -> MakeOptimizer:
