@@ -1,7 +1,9 @@
 """Whole networks through `pack_`, and the same network dense beside it: is the whole faster, not only a layer?
 
-Three contenders take turns, medians and quartiles are shown: the network as PyTorch runs it with its zeros, the same network
-unpruned and packed (`best dense`: every layer on the fastest dense kernel at hand, activations fused), and pruned and packed.
+Contenders take turns, medians and quartiles are shown: the network as PyTorch runs it with its zeros, the same network
+unpruned and packed (every layer on the fastest dense kernel at hand, norms and activations fused), for images the unpruned
+network compiled by torch.compile too (frozen, norms folded, channels last), and pruned and packed. The ratio is against the
+fastest dense one.
 Weights are random and so are the masks: speed does not ask what a network has learned. Each instruction set level runs in a
 process of its own; for the lower ones torch is limited too, by ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA (MKL is not: it
 follows neither).
@@ -16,13 +18,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor
+from torch.fx.experimental.optimization import fuse
+from vision import mobilenet, resnet50
 
 import openwork as ow
 from openwork.compare.machine import machine
@@ -35,6 +41,7 @@ HERE = Path(__file__).parent
 SPARSITY = 0.9
 PACK_SECONDS = 0.1
 PATTERNS = ("unstructured", "block 4x1")
+LEVEL = os.environ.get("OPENWORK_ISA", "native")
 LEVELS = {
     "native": {},
     "avx2": {"OPENWORK_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -68,6 +75,8 @@ CASES = [
     Case("gpt_small", "prefill of 128 tokens", gpt_small, tokens(1, 128)),
     Case("gpt_small", "decode of one token", gpt_small, tokens(1, 1)),
     *(Case("resnet20", f"batch {batch}", resnet20, reals(batch, 3, 32, 32)) for batch in (1, 64)),
+    *(Case("resnet50", f"batch {batch}", resnet50, reals(batch, 3, 224, 224)) for batch in (1, 16)),
+    *(Case("mobilenet", f"batch {batch}", mobilenet, reals(batch, 3, 224, 224)) for batch in (1, 16)),
 ]
 
 
@@ -81,19 +90,23 @@ class Result:
     sparsity: float  # of the prunable weights
     torch_ms: float
     dense_ms: float
+    compiled_ms: float | None
     packed_ms: float
     quartiles_ms: dict[str, tuple[float, float]]
     layouts: dict[str, int]  # layout -> layers
+    whole: str  # how the network runs as a whole
     calm: bool
 
     @property
     def ratio(self) -> float:
         """How many times faster than the faster of the dense contenders."""
-        return min(self.torch_ms, self.dense_ms) / self.packed_ms
+        dense = [self.torch_ms, self.dense_ms] + ([] if self.compiled_ms is None else [self.compiled_ms])
+        return min(dense) / self.packed_ms
 
 
 def sparsify(model: nn.Module, pattern: str) -> float:
-    """Set nine of ten weights to zero, in place, but not those of the first convolution and of the last layer.
+    """Set nine of ten weights to zero, in place, but not those of the first convolution, of the last layer, and of
+    convolutions in groups.
 
     A pattern that a layer's shape does not allow is replaced by an unstructured mask.
     """
@@ -103,7 +116,7 @@ def sparsify(model: nn.Module, pattern: str) -> float:
     for i, layer in enumerate(layers):
         weight = layer.weight.data
         rows = weight.flatten(1)
-        if i == len(layers) - 1 or (i == 0 and isinstance(layer, nn.Conv2d)):
+        if i == len(layers) - 1 or (isinstance(layer, nn.Conv2d) and (i == 0 or layer.groups > 1)):
             continue
         scores = torch.rand(rows.shape, generator=generator)
         count = round((1 - SPARSITY) * rows.numel())
@@ -126,10 +139,14 @@ def measure(case: Case, pattern: str, seconds: float) -> Result:
     error = float((packed(inputs) - expected).abs().max() / expected.abs().max())
     if not error < 1e-4:
         raise SystemExit(f"{case.network}, {case.what}: wrong by {error:.1e}, nothing timed")
-    calls = {"torch": dense, "dense": rival, "packed": packed}
-    found = latencies(
-        {name: (lambda model=model: model(inputs)) for name, model in calls.items()}, seconds=seconds
-    )
+    calls = {"torch": lambda: dense(inputs), "dense": lambda: rival(inputs)}
+    calls["packed"] = lambda: packed(inputs)
+    found = latencies(calls, seconds=seconds, rounds=5)
+    if inputs.dim() == 4 and LEVEL == "native":
+        # By itself: what the compiler makes brings threads of its own, which would still be awake when the next one begins.
+        found |= latencies({"compiled": compiled(case.build().eval(), inputs)}, seconds=seconds / 3, rounds=5)
+        time.sleep(0.1)
+    times = {name: latency.median * 1e3 for name, latency in found.items()}
     chosen: dict[str, int] = {}
     for row in decisions:
         chosen[row.layout] = chosen.get(row.layout, 0) + 1
@@ -138,36 +155,46 @@ def measure(case: Case, pattern: str, seconds: float) -> Result:
         case.what,
         pattern,
         sparsity,
-        *(found[name].median * 1e3 for name in calls),
+        times["torch"],
+        times["dense"],
+        times.get("compiled"),
+        times["packed"],
         {name: (latency.low * 1e3, latency.high * 1e3) for name, latency in found.items()},
         chosen,
+        ", ".join(told.form for told in decisions.whole),
         all(latency.disturbed <= latency.samples for latency in found.values()),
     )
 
 
-def results(seconds: float, only: str) -> Iterator[Result]:
+def compiled(model: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
+    """A call of the model as the compiler of PyTorch makes it fastest."""
+    inductor.freezing = True
+    fast = torch.compile(fuse(model).to(memory_format=torch.channels_last))
+    images = inputs.contiguous(memory_format=torch.channels_last)
+    return lambda: fast(images)
+
+
+def results(seconds: float, only: str, patterns: Sequence[str]) -> Iterator[Result]:
     for case in CASES:
-        if only not in case.network:
+        if only not in f"{case.network} {case.what}":
             continue
-        if "resnet" in case.network and not packs_convolutions():
-            print("resnet20: pack_ has no convolutions yet, left out", file=sys.stderr)
-            continue
-        for pattern in PATTERNS:
+        for pattern in patterns:
             yield measure(case, pattern, seconds)
 
 
-def packs_convolutions() -> bool:
-    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
-    try:
-        ow.pack_(model, torch.zeros(1, 16, 8, 8), cache=False, seconds=0.01)
-    except ValueError:  # nothing to pack
-        return False
-    return True
-
-
-def at_level(level: str, seconds: float, only: str) -> dict[str, object]:
+def at_level(level: str, seconds: float, only: str, patterns: Sequence[str]) -> dict[str, object]:
     """The same in a process of its own, where everything is limited to a level."""
-    command = [sys.executable, __file__, "--here", "--seconds", str(seconds), "--only", only]
+    command = [
+        sys.executable,
+        __file__,
+        "--here",
+        "--seconds",
+        str(seconds),
+        "--only",
+        only,
+        "--patterns",
+        *patterns,
+    ]
     with (
         tempfile.TemporaryDirectory() as cache
     ):  # layers of one shape are measured once, and nothing is known from before
@@ -181,10 +208,11 @@ def show(found: dict[str, object]) -> None:
     for row in found["results"]:
         low, high = row["quartiles_ms"]["packed"]
         calm = "" if row["calm"] else " (disturbed)"
+        compiled_ms = "" if row["compiled_ms"] is None else f"  compiled {row['compiled_ms']:8.3f}"
         print(
             f"{row['network']:21}{row['case']:22}{row['pattern']:14}torch {row['torch_ms']:8.3f}"
-            f"  best dense {row['dense_ms']:8.3f}  packed {row['packed_ms']:8.3f} [{low:.3f} ... {high:.3f}] ms"
-            f"  {row['ratio']:5.2f}x{calm}  {row['layouts']}"
+            f"  dense {row['dense_ms']:8.3f}{compiled_ms}  packed {row['packed_ms']:8.3f} [{low:.3f} ... {high:.3f}] ms"
+            f"  {row['ratio']:5.2f}x{calm}  {row['layouts']} {row['whole']}"
         )
 
 
@@ -194,12 +222,16 @@ def main() -> None:
     )
     options.add_argument("--levels", nargs="+", choices=LEVELS, default=["native", "avx2", "portable"])
     options.add_argument("--seconds", type=float, default=0.5, help="for each case")
-    options.add_argument("--only", default="", help="networks whose name contains this")
+    options.add_argument("--only", default="", help="networks whose name and case contain this")
+    options.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS)
+    options.add_argument("--name", default="networks", help="of the file of results")
     options.add_argument("--json", action="store_true")
     options.add_argument("--here", action="store_true", help="only measure this process, and print JSON")
     given = options.parse_args()
     if given.here:
-        rows = [{**asdict(row), "ratio": row.ratio} for row in results(given.seconds, given.only)]
+        rows = [
+            {**asdict(row), "ratio": row.ratio} for row in results(given.seconds, given.only, given.patterns)
+        ]
         capability = torch.backends.cpu.get_cpu_capability()
         print(
             json.dumps(
@@ -212,7 +244,7 @@ def main() -> None:
             )
         )
         return
-    levels = [at_level(level, given.seconds, given.only) for level in given.levels]
+    levels = [at_level(level, given.seconds, given.only, given.patterns) for level in given.levels]
     date = datetime.now(UTC).date().isoformat()
     result = {
         "claim": "whole packed networks are faster than dense ones",
@@ -220,7 +252,7 @@ def main() -> None:
         "sparsity": SPARSITY,
         "levels": levels,
     }
-    path = HERE / "results" / f"{date}-networks.json"
+    path = HERE / "results" / f"{date}-{given.name}.json"
     path.write_text(json.dumps(result, indent=1))
     if given.json:
         json.dump(result, sys.stdout, indent=1)

@@ -33,46 +33,44 @@ OPENWORK_INLINE std::int64_t stream_length(std::int64_t kept, std::int64_t part_
 }
 
 struct Weave {
-  const std::int32_t* column;       // in CSR order of the walked matrix
+  const std::int32_t* column;       // in the order of the runs' positions
   const float* value;               // [kept], in the same order, or
   const std::int32_t* permutation;  // if not null, nonzero e has value[permutation[e]]
   std::int64_t kept;
   const std::int32_t* place = nullptr;  // if not null, the inputs of column k are place[k] units from the start, instead of k
 
-  OPENWORK_INLINE std::uint32_t offset_at(std::int64_t e) const {
-    return static_cast<std::uint32_t>(place ? place[column[e]] : column[e]) * offset_unit;
+  OPENWORK_INLINE Word word_at(std::int64_t e) const {
+    const auto offset = static_cast<std::uint32_t>(place ? place[column[e]] : column[e]) * offset_unit;
+    std::uint32_t bits;
+    std::memcpy(&bits, value + (permutation ? permutation[e] : e), sizeof bits);
+    return static_cast<Word>(offset) << 32 | bits;
   }
 
-  OPENWORK_INLINE float value_at(std::int64_t e) const { return permutation ? value[permutation[e]] : value[e]; }
-
-  OPENWORK_INLINE Vec values_at(std::int64_t e) const {
-    if (!permutation) return load_unaligned(value + e);
-    Vec v;
-    OPENWORK_UNROLL
-    for (int i = 0; i < lanes; ++i) v[i] = value[permutation[e + i]];
-    return v;
-  }
-
+  // One part, run by run.
   void part(const Walk& walk, std::int64_t part, Word* words) const {
+    constexpr int runs_ahead = 8, at_once = lanes / 2;
     Word* word = words + walk.parts[part].word;
     for (const Run *run = walk.runs + walk.parts[part].run, *end = walk.runs + walk.parts[part + 1].run; run < end; ++run) {
       std::int32_t u = 0;
-      for (; !place && u < run->length && run->first + u + lanes <= kept; u += lanes) {
-        const std::int64_t e = run->first + u;
-        const Vec offset = (Vec)((IntVec)load_unaligned(reinterpret_cast<const float*>(column + e)) * offset_unit);
-        const Vec weight = values_at(e);
-        auto* to = reinterpret_cast<float*>(word + u);
-        store_unaligned(to, shuffle<Interleave<false>>(weight, offset));
-        store_unaligned(to + lanes, shuffle<Interleave<true>>(weight, offset));
+      if (!place && !permutation) {
+        prefetch(column + run[runs_ahead].first);
+        prefetch(value + run[runs_ahead].first);
+        for (; u < run->length && run->first + u + lanes <= kept; u += at_once) {
+          const std::int64_t e = run->first + u;
+          const Vec offset = (Vec)((IntVec)load_unaligned(reinterpret_cast<const float*>(column + e)) * offset_unit);
+          store_unaligned(reinterpret_cast<float*>(word + u), shuffle<Interleave<false>>(load_unaligned(value + e), offset));
+        }
       }
-      for (; u < run->length; ++u) {
-        const float weight = value_at(run->first + u);
-        std::uint32_t bits;
-        std::memcpy(&bits, &weight, sizeof bits);
-        word[u] = static_cast<Word>(offset_at(run->first + u)) << 32 | bits;
-      }
+      for (; u < run->length; ++u) word[u] = word_at(run->first + u);
       word += run->length;
     }
+  }
+
+  // The same where the nonzeros stand in the order of the walk already, so that a part is read from front to back.
+  void ordered_part(const Walk& walk, std::int64_t part, Word* words) const {
+    const std::int64_t first = walk.runs[walk.parts[part].run].first, begin = walk.parts[part].word;
+    const std::int64_t count = walk.parts[part + 1].word - part_padding - begin;
+    for (std::int64_t i = 0; i < count; ++i) words[begin + i] = word_at(first + i);
   }
 };
 

@@ -22,7 +22,7 @@ import torch
 from openwork.allocation import Allocation, allocation
 from openwork.patterns import Pattern, pattern
 
-SHELVES = ("openwork.train", "openwork.prune", "openwork.calibrate", "openwork.factor")
+SHELVES = ("openwork.train", "openwork.prune", "openwork.calibrate", "openwork.finetune", "openwork.factor")
 """Packages whose modules hold methods, one a module."""
 
 M = TypeVar("M", bound="type[Method]")

@@ -54,6 +54,9 @@ class Training(Method):
     """Whether pruned weights live on unseen: the optimizer trains them, the network computes without them. Takes memory of the
     size of the dense weights, see :mod:`openwork.connections.latent`."""
 
+    stores: ClassVar[bool] = True
+    """Whether it can work on layers that hold only their kept connections, as far as its options allow."""
+
     steps: int | None = None
     init: Init = "rescale"
 

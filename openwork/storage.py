@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.initialization import initial_values
+from openwork.layouts.chain import chain_, unchain_
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.forms import STORABLE, storable, stored
 from openwork.layouts.layer import SparseLayer
@@ -65,6 +66,7 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
         )
     for name, layer in made.items():
         _swap(model, candidates[name].module, layer)
+    chain_(model)
     return {name: layer.topology for name, layer in made.items()}
 
 
@@ -115,6 +117,7 @@ def to_dense_(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(w.module, SparseLayer):
             masks[w.name] = w.module.topology.mask().view(w.shape)
             _swap(model, w.module, w.module.to_dense())
+    unchain_(model)
     return masks
 
 

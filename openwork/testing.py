@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from openwork.allocation import allocation
-from openwork.calibrator import BlockCalibrated, Calibrated
+from openwork.calibrator import BlockCalibrated, Calibrated, ModelCalibrated
 from openwork.method import Method, registry
 from openwork.patterns import Unstructured, pattern
 from openwork.plan import Plan, plan, wanted_total
@@ -63,7 +63,7 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
     """
     if unknown := set(only or ()) - _CHECKS.keys():
         raise ValueError(f"no promise is called {', '.join(sorted(unknown))}; there are {', '.join(_CHECKS)}")
-    if not issubclass(cls, (Training, Pruning, Calibrated, BlockCalibrated)):
+    if not issubclass(cls, (Training, Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
         raise TypeError(
             f"{cls.__name__} is neither a Training nor a Pruning nor a Calibrated method: there is no verb to check it with"
         )
@@ -149,7 +149,7 @@ class Trial:
     def work(self, method: Method, model: nn.Module, data: list[Batch] | None = None) -> Outcome:
         """Let the method do all it does to a model."""
         data = batches(self.steps, _dtype(model)) if data is None else data
-        if isinstance(method, (Pruning, Calibrated, BlockCalibrated)):
+        if isinstance(method, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
             pruned = sparsify_(model, method, data=data[:2])
             return Outcome(pruned.plan, pruned.masks)
         sparsifier, optimizer = attached(method, model)
@@ -601,7 +601,7 @@ def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
     """What a calibrated method may change beside the weights it thins: their biases; all but what is excluded, where it works on
     whole blocks.
     """
-    if isinstance(method, BlockCalibrated):
+    if isinstance(method, (BlockCalibrated, ModelCalibrated)):
         return {name for name, _ in model.named_parameters()} - {"4.weight"}
     return (
         {f"{name.removesuffix('weight')}bias" for name in thinned}

@@ -7,6 +7,13 @@ import pytest
 import torch
 
 from openwork import method as methods
+from openwork.calibrate.awq import AWQ
+from openwork.calibrate.coarse_to_fine import CoarseToFine
+from openwork.calibrate.layer_drop import LayerDrop
+from openwork.calibrate.lorc import LoRC
+from openwork.calibrate.smoothquant import SmoothQuant
+from openwork.calibrator.migrating import Migrating
+from openwork.factor.low_rank import LowRank
 from openwork.growth import Gradient
 from openwork.method import Method, registry
 from openwork.patterns import NM, Block, FanIn
@@ -19,13 +26,27 @@ from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
 
-CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, Restructuring)}
-"""Methods that choose connections. Those that give layers another form make their own promises."""
+APART = (Restructuring, LowRank, LoRC, LayerDrop, Migrating)
+"""Methods that give layers another form, move scale between them, or drop whole blocks: they make their own promises."""
+
+CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART)}
+"""Methods that choose connections, or work with those that are kept."""
+
+FITTING = {"gqsa": {"pattern": "block 1x2", "group": 2}}
+"""Options with which a method suits the small networks of the suite."""
 
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_every_registered_method_keeps_its_promises(name):
-    check_method(CHECKED[name])
+    check_method(CHECKED[name], **FITTING.get(name, {}))
+
+
+@pytest.mark.parametrize("cls", [AWQ, CoarseToFine, LoRC, LowRank, SmoothQuant])
+def test_stages_that_stand_apart_are_values_with_a_page(cls):
+    check_method(
+        cls,
+        ("is registered and documented", "is a value", "record is plain data", "planning changes nothing"),
+    )
 
 
 @pytest.mark.parametrize(

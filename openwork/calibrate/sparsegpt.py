@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from openwork.allocation import exact_counts
@@ -76,8 +77,11 @@ def _by_slices(layer: Layer, block: int) -> tuple[int, Choose]:
         [kept / unit * n / inputs for n in widths], [g.competitors for g in grids], kept // unit
     )
 
+    live = layer.live
+
     def choose(weights: Tensor, saliency: Tensor, first: int) -> Tensor:
         index = first // (step * math.prod(kernel))
+        saliency = torch.where(live[first : first + saliency.shape[1]], saliency, saliency.clamp(max=0))
         scores = saliency.reshape(out, widths[index], *kernel)
         return pattern.choose(scores, share[index] * unit).reshape(saliency.shape)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,9 @@ class Checkpoint:
             "biases": {m.name: m.bias.detach() for m in layers if m.bias is not None},
             "masks": {m.weight.name: shop.masks[m.weight.name] for m in layers},
             "lines": [dataclasses.asdict(line) for line in shop.lines[since:]],
-            "parts": {name: parts for name, parts in shop.parts.items() if name in names},
+            "parts": {
+                name: parts for name, parts in shop.parts.items() if name in names or _holds(name, names)
+            },
         }
         with replacing(self._path(index), sum(t.nbytes for t in block.state_dict().values())) as temporary:
             torch.save(state, temporary)
@@ -148,3 +150,8 @@ def _fingerprint(model: nn.Module, stages: Sequence[Method], batches: Batches, s
 def _add(digest: Any, tensor: Tensor) -> None:
     digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _holds(block: str, layers: Iterable[str]) -> bool:
+    """Whether this is the name of the block that has these layers; the whole model as one block has none."""
+    return not block or all(layer.startswith(f"{block}.") for layer in layers)

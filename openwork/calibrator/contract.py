@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from openwork.allocation import Allocation
+from openwork.blocks import Matrix
 from openwork.method import Method
 from openwork.patterns import Pattern
 from openwork.reconstruction.admm import Normalized
 from openwork.reconstruction.hessian import inverse_factor, layer_error
+from openwork.scores import Loss
 from openwork.statistics import Statistics
 
 
@@ -57,19 +59,24 @@ class Layer:
     kept: int
     parts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def live(self) -> Tensor:
+        """Which inputs were ever anything but zero, boolean ``[in * prod(kernel)]``. The weights of the others do nothing."""
+        return self.statistics.squares > 0
+
     def choose(self, scores: Tensor) -> Tensor:
         """The legal mask of the highest scores among the connections that are left, ``kept`` of them as the pattern rounds
-        it, ties included.
+        it, ties included. Weights of inputs that are always zero come last.
 
         Args:
-            scores: ``[out, in * prod(kernel)]``, higher = keep.
+            scores: ``[out, in * prod(kernel)]``, none below 0, higher = keep.
 
         Raises:
             ValueError: a score is NaN.
         """
         if bool(scores.isnan().any()):
             raise ValueError(f"the scores of {self.name} hold NaN")
-        alive = scores.masked_fill(~self.mask, -math.inf).reshape(self.shape)
+        alive = scores.masked_fill(~self.live, 0).masked_fill(~self.mask, -math.inf).reshape(self.shape)
         return self.pattern.choose(alive, self.kept).reshape(scores.shape)
 
     def inverse_factor(self, damping: float) -> Tensor:
@@ -164,6 +171,9 @@ class Block:
         inputs: the recorded calls, one a batch: pass one to :meth:`run`.
         targets: what the dense block returns for each of them.
         tokens: a batch -> boolean marking the tokens that are no padding, ``[n, length]``, or None where all count.
+        layers: the matrices of the block that the recipe works on, by the names that ``parts`` has.
+        parts: layer -> what earlier stages said of it (:attr:`Solution.parts`). A stage that changes such a weight puts what is
+            then true in their place.
     """
 
     name: str
@@ -172,6 +182,8 @@ class Block:
     inputs: Sequence[Any]
     targets: Sequence[Tensor]
     tokens: Sequence[Tensor | None]
+    layers: Mapping[str, Matrix] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, index: int) -> Tensor:
         """What the block returns for batch ``index`` as it is now: the tensor that the next block reads. Gradients flow
@@ -179,6 +191,17 @@ class Block:
         """
         output: Tensor = self.inputs[index].run(self.module)
         return output
+
+    def weight(self, layer: str) -> Tensor:
+        """The weight of one of :attr:`layers` as it is now, float32 ``[out, in * prod(kernel)]``, a copy."""
+        m = self.layers[layer]
+        return m.matrix(m.weight.parameter.detach())
+
+    def mask(self, layer: str) -> Tensor:
+        """The mask of one of :attr:`layers`, of the shape of :meth:`weight`."""
+        m = self.layers[layer]
+        name = next(name for name, p in self.module.named_parameters() if p is m.weight.parameter)
+        return m.view(self.masks[name]).flatten(1)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -192,10 +215,40 @@ class BlockCalibrated(Method):
     """A stage that works on one block after another."""
 
     reads_zeros: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    """Whether the block computes the same afterwards, as when scale moves from one layer to another. Such stages come first, and
+    the next ones take the block as it then is for the dense one."""
 
     @abstractmethod
-    def solve_block(self, block: Block) -> None:
-        """Change the parameters of ``block.module`` in place. The engine sees to it that no zero was filled."""
+    def solve_block(self, block: Block) -> Mapping[str, Any] | None:
+        """Change the parameters of ``block.module`` in place. The engine sees to it that no zero was filled.
+
+        Returns:
+            What there is to say of it; ends up in :attr:`Calibration.parts` under the block's name.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCalibrated(Method):
+    """A stage that works on the whole model, after those that work on its layers and blocks."""
+
+    reads_zeros: ClassVar[bool] = True
+
+    @abstractmethod
+    def solve_model(
+        self, model: nn.Module, masks: Mapping[str, Tensor], data: Sequence[Any], loss: Loss | None
+    ) -> Mapping[str, Any] | None:
+        """Change parameters of ``model`` in place. Whoever calls sees to it that no zero was filled.
+
+        Args:
+            model: compressed as far as the stages before went.
+            masks: parameter name -> boolean mask ``[out, in, *kernel]``, True = kept.
+            data: batches, as they were given.
+            loss: of outputs and targets, or None where none was given.
+
+        Returns:
+            What there is to say of it; ends up in :attr:`Calibration.parts` under the stage's name.
+        """
 
 
 Stage = Calibrated | BlockCalibrated

@@ -58,7 +58,7 @@ def estimate(
     Args:
         model: as it would be compressed.
         method: the stage, or the stages of a recipe that calibrate.
-        data: calibration batches; the first is run through the first block, twice.
+        data: calibration batches; the first is run through the first block, three times.
         blocks: where the blocks are.
     """
     stages = list(method) if isinstance(method, Sequence) else [method]
@@ -77,7 +77,7 @@ def estimate(
         with closing(Stream(model, list(found[0].blocks.values()), one)) as stream:
             block, call = next(iter(found[0].blocks.values())), stream.call(0)
             flowing = _flowing(call.leaves)
-            forward = _seconds(partial(call.run, block))
+            forward = min(_seconds(partial(call.run, block)) for _ in range(2))  # the first one warms up
             collection = Collection(every[0], Wanted(gram))
             collecting = _seconds(partial(collection.run, 0, None, partial(call.run, block)))
     solving = _factorisations(every) if gram else 0.0

@@ -88,8 +88,8 @@ def calibrate_(
         walk.wanted = replace(walk.wanted, gram=walk.wanted.gram or errors)
         walk.offload = None if offload is None else Path(offload)
         if checkpoint is not None:
-            settings = (sorted(walk.given), blocks, true_sequential, targets)
-            walk.checkpoint = Checkpoint(Path(checkpoint), model, stages, batches, settings)
+            settings = (blocks, true_sequential, targets, errors)
+            walk.checkpoint = Checkpoint(Path(checkpoint), model, stages, batches, walk.given, settings)
         return walk.run(chosen)
 
 
@@ -109,6 +109,12 @@ class _Walk:
         undo: Undo,
     ) -> None:
         self.model, self.stages, self.batches, self.undo = model, stages, batches, undo
+        exact = [isinstance(stage, BlockCalibrated) and stage.exact for stage in stages]
+        if exact != sorted(exact, reverse=True):
+            raise ValueError(
+                "stages that only move scale between layers come first in a recipe, and "
+                f"{', '.join(stage.name for stage in stages)} has one after others"
+            )
         self.given = masks
         self.stacks = stacks(model, blocks)
         self.dense = left_dense(model, self.stacks)
@@ -135,10 +141,10 @@ class _Walk:
                         )
                         for _ in range(1 + self.dense_stream)
                     ]
-                    if second and stream.wiring is None:
+                    if second and (stream.wiring is None or len(self.stacks) > 1):
                         raise ValueError(
-                            f"the model computes something between the blocks of {stack.name}, so no second stream can be "
-                            "carried through them: use targets='dense_on_sparse_inputs'"
+                            f"the model computes something between the blocks of {stack.name}, or between several rows of "
+                            "blocks, so no second stream can be carried along: use targets='dense_on_sparse_inputs'"
                         )
                     for name, block in stack.blocks.items():
                         progress.describe(f"({progress.done + 1}/{self.depth}) calibrating {name}".rstrip())
@@ -166,7 +172,10 @@ class _Walk:
         for some in _runs(self.stages):
             stage = self.stages[some[0]]
             if isinstance(stage, BlockCalibrated):
-                shop.work_on_block(stage, name, block, layers, stream, targets or outputs, self.batches)
+                shop.work_on_block(some[0], name, block, layers, stream, targets or outputs, self.batches)
+                if stage.exact:
+                    collected, outputs = self._collect(block, layers, stream, self.wanted, keep=bool(outputs))
+                    shop.open(layers, collected)
                 continue
             for number, group in enumerate(collected.sequence() if self.true_sequential else [layers]):
                 if self.true_sequential and (number or some[0]):

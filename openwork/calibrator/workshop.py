@@ -83,7 +83,7 @@ class Workshop:
 
     def work_on_block(
         self,
-        stage: BlockCalibrated,
+        index: int,
         name: str,
         block: nn.Module,
         layers: Sequence[Matrix],
@@ -91,12 +91,13 @@ class Workshop:
         targets: Sequence[Tensor],
         batches: Batches,
     ) -> None:
-        """Let a stage work on the whole block.
+        """Let stage ``index`` of the recipe work on the whole block.
 
         Raises:
             ValueError: it filled a zero, or made NaN.
         """
-        began = time.perf_counter()
+        stage, began = self._stages[index], time.perf_counter()
+        assert isinstance(stage, BlockCalibrated)
         names = {id(p): key for key, p in block.named_parameters()}
         weights = {names[id(m.weight.parameter)]: m.weight for m in layers}
         masks = {key: w.restored(self.masks[w.name]) for key, w in weights.items()}
@@ -104,8 +105,13 @@ class Workshop:
             [stream.call(b) for b in range(len(stream))],
             [batches.tokens(b) for b in range(len(stream))],
         )
+        for key, w in weights.items():  # what the masks to begin with prune is pruned before the stage works
+            w.parameter.detach().masked_fill_(~masks[key], 0)
         with torch.enable_grad():
-            stage.solve_block(Block(name, block, masks, calls, targets, tokens))
+            inside = {m.name: m for m in layers if m.weight.name in self._rows[index]}
+            said = stage.solve_block(Block(name, block, masks, calls, targets, tokens, inside, self.parts))
+        if said:
+            self.parts.setdefault(name, {}).update(said)
         for key, w in weights.items():
             if not bool(w.parameter.isfinite().all()):
                 raise ValueError(f"{stage.name} made NaN or infinity of {w.name}: nothing was changed")
@@ -114,10 +120,12 @@ class Workshop:
         size, kept = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
         self.lines.append(Line(name, stage.name, size, kept, None, time.perf_counter() - began))
         for m in layers:
-            now = dataclasses.replace(
-                self._layers[m.name], weight=m.matrix(m.weight.parameter.detach()), bias=_bias(m)
+            self._layers[m.name] = dataclasses.replace(
+                self._layers[m.name],
+                weight=m.matrix(m.weight.parameter.detach()),
+                bias=_bias(m),
+                parts=self.parts.get(m.name, {}),
             )
-            self._layers[m.name] = now
 
     def _dense(self, m: Matrix, collected: Collection) -> Layer:
         dense, mask, bias = (

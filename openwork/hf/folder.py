@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +68,7 @@ def save(
     storage: Literal["dense", "sparse"] = "dense",
     masks: Mapping[str, Tensor] | None = None,
     history: Sequence[Mapping[str, object]] = (),
-    card: Card | None = None,
+    card: Card | Callable[[Path], Card] | None = None,
 ) -> None:
     """Write a model as a folder that ``from_pretrained`` loads; the model does not change.
 
@@ -83,10 +84,11 @@ def save(
         masks: what :func:`openwork.sparsify_` says is kept, ``[out, in]`` by parameter name, where kept weights may be zero;
             only the sparse storage has a place for them.
         history: what was done to the model, kept in the header of a sparse file.
-        card: written as ``README.md``.
+        card: written as ``README.md``; or a function that makes one of the finished folder.
 
     Raises:
-        FileError: the folder exists and is not empty, it cannot be written, or a mask does not fit.
+        FileError: the folder exists and is not empty, it cannot be written, a mask does not fit, or the model has parameters
+            that its class would not have when it is loaded, such as an added bias.
     """
     if storage not in ("dense", "sparse"):
         raise FileError(f"storage is 'dense' or 'sparse', not {storage!r}")
@@ -94,7 +96,8 @@ def save(
         raise FileError(
             f"a folder holds a model of transformers, not a {type(model).__name__}; see openwork.save"
         )
-    with _appearing(Path(folder)) as unfinished, _as_dense(model):
+    with appearing(Path(folder)) as unfinished, _as_dense(model):
+        _check_loadable(model)
         if storage == "dense":
             model.save_pretrained(unfinished, state_dict=_dense_state(model))
         else:
@@ -102,12 +105,30 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
         if card is not None:
-            (unfinished / "README.md").write_text(str(card), encoding="utf-8")
+            page = card if isinstance(card, Card) else card(unfinished)
+            (unfinished / "README.md").write_text(str(page), encoding="utf-8")
 
 
 def nbytes(folder: str | os.PathLike[str]) -> int:
     """Bytes of the weights in a folder."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def _check_loadable(model: Any) -> None:
+    """Prove that loading will find a place for every tensor, and a tensor for every place."""
+    with torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(model.config))
+    expected, found = set(fresh.state_dict()), set(plain_state(model))
+    if extra := sorted(found - expected):
+        raise FileError(
+            f"{extra[0]} is in the model, and a {type(model).__name__} of this configuration has none: it would be lost on "
+            f"loading{f' (and {len(extra) - 1} more)' if len(extra) > 1 else ''}; see openwork.save"
+        )
+    if missing := sorted(expected - found):
+        raise FileError(
+            f"{missing[0]} of a {type(model).__name__} is not in the model: a module was replaced, and loading would draw it at "
+            "random; see openwork.save"
+        )
 
 
 def _save_sparse(
@@ -168,7 +189,7 @@ def _as_dense(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill beside ``folder``, which takes its place when all went well."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileError(f"{folder}: something is there already; name a folder that does not exist yet")

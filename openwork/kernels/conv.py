@@ -287,6 +287,10 @@ def multiply(
     return y
 
 
+SHARING = 8
+"""How much more work than elsewhere is worth sharing: threads that share an image wait for each other three times."""
+
+
 def multiply_into(
     x: Tensor,
     y: Tensor,
@@ -313,7 +317,7 @@ def multiply_into(
         x.data_ptr(), y.data_ptr(), images, laid.numbers.data_ptr(), _address(words), _address(values),
         _address(*permutation), _address(bias), _address(carried), ACTIVATIONS.index(activation), x.dim() == 5,
         y.dim() == 5, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(),
-        buckets.shape[0], buckets.shape[1], native.threads(work),
+        buckets.shape[0], buckets.shape[1], native.threads(work // SHARING),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import linear, native, reference
+from openwork.kernels import tiles as tiles_of
 from openwork.kernels.index import Prepared
 
 _library = torch.library.Library("openwork", "FRAGMENT")
@@ -87,6 +88,31 @@ def frozen_linear(x: Tensor, frozen: Frozen, bias: Tensor | None = None, activat
     return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
 
+def frozen_linear_tiles(
+    tiles: Tensor,
+    frozen: Frozen,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    batch: int | None = None,
+) -> Tensor:
+    """The same in a chain of layers, without gradients: from tiles [count, inputs, 64] to tiles [count, outputs, 64], or to
+    [batch, outputs] if `batch` says how many samples they hold (`tiles.sparse_linear_tiles`).
+    """
+    outputs, inputs = frozen.prepared.shape
+    tiles_of.check_tiles(tiles, batch)
+    linear.check_linear(tiles[:0, :, 0], inputs, outputs, bias, activation)
+    if not native.enabled():
+        y = frozen_linear(tiles.transpose(1, 2), frozen, bias, activation).transpose(1, 2).contiguous()
+        return y if batch is None else reference.unpack_tiles(y, batch)
+    walk = frozen.prepared.walk
+    if linear.is_traced(tiles, bias):
+        y = torch.ops.openwork.frozen_linear(tiles, frozen.weights, bias, walk, outputs, activation)
+        return y if batch is None else tiles_of.unpack_tiles(y, batch)
+    return linear.run_linear(
+        tiles, walk, outputs, words=frozen.weights, bias=bias, activation=activation, batch=batch
+    )
+
+
 def _frozen_linear(
     x: Tensor, words: Tensor, bias: Tensor | None, walk: list[Tensor], outputs: int, activation: str
 ) -> Tensor:
@@ -96,6 +122,6 @@ def _frozen_linear(
 _library.impl("frozen_linear", _frozen_linear, "CPU")
 torch.library.register_fake(
     "openwork::frozen_linear",
-    lambda x, words, bias, walk, outputs, activation: x.new_empty(x.shape[0], outputs),
+    lambda x, words, bias, walk, outputs, activation: x.new_empty(x.shape[0], outputs, *x.shape[2:]),
     lib=_library,
 )

@@ -78,12 +78,16 @@ class Prepared:
     def transposed(self) -> list[Tensor]:
         """The walk of the transposed matrix, made on first use.
 
-        Its fifth tensor has for each of its nonzeros the position in CSR order, int32 [kept].
+        Its nonzeros stand in the order of the walk, so that the values, which come from all over, are all that is not read from
+        front to back. Its fifth tensor has for each of its nonzeros the position in CSR order, int32 [kept].
         """
         if self._transposed is None:
             rows, columns = self.shape
             crow, col, permutation = torch.ops.openwork.transpose(self.crow, self.col, columns)
-            self._transposed = [*_walk(crow, col, (columns, rows), self.walk[2].shape[0]), permutation]
+            col, runs, buckets, parts = _walk(crow, col, (columns, rows), self.walk[2].shape[0])
+            if runs.numel():
+                runs, col, permutation = torch.ops.openwork.in_order(runs, parts, col, permutation)
+            self._transposed = [col, runs, buckets, parts, permutation]
         return self._transposed
 
     @property
@@ -164,6 +168,10 @@ _library.define(
     "transpose(Tensor crow, Tensor col, SymInt columns) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_library.define(
+    "in_order(Tensor runs, Tensor parts, Tensor col, Tensor permutation) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -204,8 +212,25 @@ def _transpose_reference(crow: Tensor, col: Tensor, columns: int) -> Three:
     return start.to(crow.dtype), row_of(crow, col)[order].to(col.dtype), order.to(col.dtype)
 
 
+def _in_order(runs: Tensor, parts: Tensor, col: Tensor, permutation: Tensor) -> Three:
+    """The same walk with the nonzeros standing in the order in which the runs meet them."""
+    met = slice(0, int(parts[-1, 1]))
+    first, length = runs[met, 1].long(), runs[met, 2].long()
+    begin = length.cumsum(0) - length
+    order = torch.arange(col.numel()) + torch.repeat_interleave(first - begin, length)
+    runs = runs.clone()
+    runs[met, 1] = begin.to(runs.dtype)
+    return runs, col[order], permutation[order]
+
+
+def _in_order_fake(runs: Tensor, parts: Tensor, col: Tensor, permutation: Tensor) -> Three:
+    return torch.empty_like(runs), torch.empty_like(col), torch.empty_like(permutation)
+
+
 _library.impl("plan_runs", _plan_runs, "CPU")
+_library.impl("in_order", _in_order, "CPU")
 _library.impl("transpose", _transpose, "CPU")
 _library.impl("transpose", _transpose_reference, "CUDA")
 torch.library.register_fake("openwork::plan_runs", _runs_fake, lib=_library)
 torch.library.register_fake("openwork::transpose", _transpose_fake, lib=_library)
+torch.library.register_fake("openwork::in_order", _in_order_fake, lib=_library)

@@ -27,15 +27,14 @@ def pack_tiles(x: Tensor) -> Tensor:
         raise ValueError(f"x must be [batch, features], found {list(x.shape)}.")
     if not linear.is_native(x):
         return reference.pack_tiles(x)
-    tiles: Tensor = torch.ops.openwork.pack_tiles(x)
+    traced = linear.is_traced(x) or (x.requires_grad and torch.is_grad_enabled())
+    tiles: Tensor = torch.ops.openwork.pack_tiles(x) if traced else pack_rows(x)
     return tiles
 
 
 def unpack_tiles(tiles: Tensor, batch: int) -> Tensor:
     """The first `batch` samples of tiles [ceil(batch / 64), features, 64] as [batch, features]."""
-    _check_tiles(tiles)
-    if not 0 <= tiles.shape[0] * TILE_WIDTH - batch < TILE_WIDTH:
-        raise ValueError(f"{batch} samples need {-(-batch // TILE_WIDTH)} tiles, found {tiles.shape[0]}.")
+    check_tiles(tiles, batch)
     if not linear.is_native(tiles):
         return reference.unpack_tiles(tiles, batch)
     x: Tensor = torch.ops.openwork.unpack_tiles(tiles, batch)
@@ -43,28 +42,40 @@ def unpack_tiles(tiles: Tensor, batch: int) -> Tensor:
 
 
 def sparse_linear_tiles(
-    tiles: Tensor, values: Tensor, prepared: Prepared, bias: Tensor | None = None, activation: str = "none"
+    tiles: Tensor,
+    values: Tensor,
+    prepared: Prepared,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    batch: int | None = None,
 ) -> Tensor:
-    """`linear.sparse_linear` from tiles [count, inputs, 64] to tiles [count, outputs, 64]."""
-    _check_tiles(tiles)
+    """`linear.sparse_linear` from tiles [count, inputs, 64] to tiles [count, outputs, 64], or to [batch, outputs] if
+    `batch` says how many samples they hold.
+    """
+    check_tiles(tiles, batch)
     outputs, inputs = prepared.shape
     linear.check_linear(tiles[:0, :, 0], inputs, outputs, bias, activation)
     linear.check_values(values, prepared)
     if not linear.is_native(tiles, values, bias):
         x = tiles.transpose(1, 2)
         y = reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
-        return y.transpose(1, 2).contiguous()
-    return linear.differentiable(tiles, values, prepared, bias, activation)
+        y = y.transpose(1, 2).contiguous()
+        return y if batch is None else reference.unpack_tiles(y, batch)
+    return linear.differentiable(tiles, values, prepared, bias, activation, batch)
 
 
-def _check_tiles(tiles: Tensor) -> None:
+def check_tiles(tiles: Tensor, batch: int | None) -> None:
+    """Raise ValueError unless these are tiles, and so many as `batch` samples need."""
     if tiles.dim() != 3 or tiles.shape[2] != TILE_WIDTH:
         raise ValueError(
             f"tiles must be [count, features, {TILE_WIDTH}], found {list(tiles.shape)}: use pack_tiles."
         )
+    if batch is not None and not 0 <= tiles.shape[0] * TILE_WIDTH - batch < TILE_WIDTH:
+        raise ValueError(f"{batch} samples need {-(-batch // TILE_WIDTH)} tiles, found {tiles.shape[0]}.")
 
 
-def _pack(x: Tensor) -> Tensor:
+def pack_rows(x: Tensor) -> Tensor:
+    """`pack_tiles` of float32 on the CPU, without a gradient."""
     batch, features = x.shape
     x, tiles = x.contiguous(), _packed(x)
     native.kernels().pack_tiles(x.data_ptr(), batch, features, tiles.data_ptr(), native.threads(x.numel()))
@@ -75,7 +86,8 @@ def _packed(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0] + TILE_WIDTH - 1) // TILE_WIDTH, x.shape[1], TILE_WIDTH)
 
 
-def _unpack(tiles: Tensor, batch: int) -> Tensor:
+def unpack_rows(tiles: Tensor, batch: int) -> Tensor:
+    """`unpack_tiles` of float32 on the CPU, without a gradient."""
     tiles, x = linear.laid_out(tiles), tiles.new_empty(batch, tiles.shape[1])
     native.kernels().unpack_tiles(
         tiles.data_ptr(), batch, tiles.shape[1], x.data_ptr(), native.threads(x.numel())
@@ -100,8 +112,8 @@ def _unpack_fake(tiles: Tensor, batch: int) -> Tensor:
     return tiles.new_empty(batch, tiles.shape[1])
 
 
-_library.impl("pack_tiles", _pack, "CPU")
-_library.impl("unpack_tiles", _unpack, "CPU")
+_library.impl("pack_tiles", pack_rows, "CPU")
+_library.impl("unpack_tiles", unpack_rows, "CPU")
 torch.library.register_fake("openwork::pack_tiles", _packed, lib=_library)
 torch.library.register_fake("openwork::unpack_tiles", _unpack_fake, lib=_library)
 torch.library.register_autograd(

@@ -92,6 +92,7 @@ def layouts(coarsest: torch.dtype | None = None) -> tuple[type[Layout], ...]:
     import openwork.layouts.shared_columns
     import openwork.layouts.slices
     import openwork.layouts.small_batch
+    import openwork.layouts.squares
     import openwork.layouts.stream  # noqa: F401
 
     if coarsest is None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.kernels.linear import is_native
+from openwork.kernels.reference import activate
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense
 from openwork.layouts.layout import Layout
@@ -84,6 +86,16 @@ class PackedLinear(SparseLinear):
     def forward(self, x: Tensor) -> Tensor:
         """``activation(x Wᵀ + b)``, ``x [..., in]`` to ``[..., out]``."""
         return self.dispatch(x, self.bias, self.activation)
+
+    def takes_tiles(self, x: Tensor) -> bool:
+        """As in the sparse layer: where the layout for this batch is a :class:`~openwork.layouts.stream.Stream`."""
+        tileable = isinstance(self.dispatch.nearest(x.shape[0]), Stream) and is_native(x, self.bias)
+        return tileable and not (x.requires_grad and torch.is_grad_enabled())
+
+    def on_tiles(self, tiles: Tensor, activation: str = "none", batch: int | None = None) -> Tensor:
+        """As in the sparse layer, with the activation that was packed with it."""
+        stream = next(held for held in self.dispatch.by_batch.values() if isinstance(held, Stream))
+        return activate(stream.on_tiles(tiles, self.bias, self.activation, batch), activation)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

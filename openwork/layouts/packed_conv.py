@@ -108,8 +108,10 @@ class PackedConv:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
     @torch.no_grad()
-    def _rebuild(self) -> None:
-        """Another state was loaded, or the tensors were written to: hold what they say now."""
+    def refresh(self) -> None:
+        """If another state was loaded, or the tensors were written to, hold what they say now."""
+        if self._versions == self._now():
+            return
         assert isinstance(self, nn.Conv2d)
         topology, values, self._fixed_bias = self._folded()
         convolution = convolution_of(self)
@@ -126,8 +128,7 @@ class PackedConv:
                 "a packed layer is for inference and gives no gradients: run it under torch.no_grad(), or train the model "
                 "and pack it afterwards"
             )
-        if self._versions != self._now():
-            self._rebuild()
+        self.refresh()
         images = x if x.dim() == 4 else x[None]
         y = self._nearest(images.shape[0]).conv(images, self._fixed_bias, self.activation)
         return y if x.dim() == 4 else y[0]

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from openwork.kernels.frozen import Frozen, freeze, frozen_linear
+from openwork.kernels.frozen import Frozen, freeze, frozen_linear, frozen_linear_tiles
 from openwork.kernels.linear import prepare
 from openwork.layouts.csr import CSR
 from openwork.layouts.layout import Layout, layout
@@ -36,6 +36,10 @@ class Stream(Layout):
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return frozen_linear(x, self.frozen, bias, activation)
+
+    def on_tiles(self, tiles: Tensor, bias: Tensor | None, activation: str, batch: int | None) -> Tensor:
+        """As :meth:`linear`, in a chain of layers: :func:`openwork.kernels.frozen.frozen_linear_tiles`."""
+        return frozen_linear_tiles(tiles, self.frozen, bias, activation, batch)
 
     @property
     def nbytes(self) -> int:

@@ -16,11 +16,17 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from openwork.layouts.packed_conv import PackedConv
 from openwork.pack.behind import Tracer, foldable
-from openwork.pack.operators import Window, into_blocks, is_add, is_relu, known, makes_blocks, out_of_blocks
+from openwork.pack.operators import (
+    Window,
+    does_nothing,
+    into_blocks,
+    is_add,
+    is_relu,
+    known,
+    makes_blocks,
+    out_of_blocks,
+)
 from openwork.pack.steps import Attribute, Blocked, Conv, Method, Place, Plain, Pool, Step
-
-NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
-"""Modules that do nothing in evaluation mode."""
 
 
 def traced(model: nn.Module, x: Tensor) -> fx.Graph | None:
@@ -34,7 +40,7 @@ def traced(model: nn.Module, x: Tensor) -> fx.Graph | None:
     for node in list(graph.nodes):
         found = node.meta.get("tensor_meta")
         node.meta["shape"] = tuple(found.shape) if hasattr(found, "shape") else None
-        if node.op == "call_module" and isinstance(modules[str(node.target)], NOTHING):
+        if does_nothing(node, modules.get(str(node.target)) if node.op == "call_module" else None):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -75,8 +81,7 @@ def fusions(
     graph: fx.Graph, modules: Mapping[str, nn.Module], layers: Mapping[nn.Module, bool]
 ) -> list[Fused]:
     """What each of the ``layers`` can take over."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    found: dict[fx.Node, Fused] = {}  # by the node whose value it makes
+    found: list[Fused] = []
     for node in graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, nn.Conv2d) or layer not in layers or not node.args:
@@ -90,22 +95,22 @@ def fusions(
             norm = modules[str(after.target)]
             assert isinstance(norm, nn.BatchNorm2d)
             one.norm, one.last = norm, after
-        found[one.last] = one
-    computed = {last: order[one.node] for last, one in found.items()}
-    for one in list(found.values()):
+        found.append(one)
+    carrying: set[fx.Node] = (
+        set()
+    )  # additions: of two convolutions that are added up one carries the other's value along
+    for one in found:
         after = _only_user(one.last)
-        if one.activation == "none" and after and is_add(after):
-            (other,) = [part for part in after.args if part is not one.last] or [one.last]
-            assert isinstance(other, fx.Node)
-            # Of two convolutions that are added up the later one carries the earlier one's value along.
-            if computed.get(other, order[other]) < order[one.node]:
-                one.carried, one.last = other, after
-                computed[after] = order[one.node]
+        if one.activation == "none" and after and is_add(after) and after not in carrying:
+            others = [part for part in after.args if part is not one.last]
+            if others:  # not the convolution added to itself
+                assert isinstance(others[0], fx.Node)
+                one.carried, one.last = others[0], after
+                carrying.add(after)
                 after = _only_user(after)
         if one.activation == "none" and after and is_relu(after, modules.get(str(after.target))):
             one.activation, one.last = "relu", after
-            computed[after] = order[one.node]
-    return list(found.values())
+    return found
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -136,19 +141,21 @@ class Reader:
         self.modules = dict(self.model.named_modules())
         fused = fusions(self.graph, self.modules, self.layers)
         self.convolutions = {one.node: one for one in fused}
+        # A convolution is computed where the last node stands that it takes over: what it carries is there by then.
+        due = {one.last: one for one in fused}
         taken = set()
         for one in fused:
             node = one.node
             while node is not one.last:
-                (node,) = node.users
                 taken.add(node)
+                (node,) = node.users
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 self._place(node, blocked=False)
             elif node.op == "output":
                 return self._arguments(node.args[0])
-            elif node in self.convolutions:
-                self._convolve(self.convolutions[node])
+            elif node in due:
+                self._convolve(due[node])
             elif node not in taken:
                 self._compute(node)
         raise AssertionError("a graph has an output")

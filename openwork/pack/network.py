@@ -18,12 +18,15 @@ from openwork.kernels.blocked import block_shape
 from openwork.pack.graph import Reader, traced
 from openwork.pack.steps import Conv, Plain, Step, Values, filled, places
 
+SIZES_KEPT = 4
+"""Numbers of images for which memory is kept."""
+
 
 class Network:
     """The steps of a model for images of one size.
 
-    Memory for what is computed on the way is kept between calls, once for each number of images and each thread that calls
-    at the same time: asking the system for it anew costs more time than many a layer.
+    Memory for what is computed on the way is kept between calls, once for each of the latest numbers of images and each thread
+    that calls at the same time: asking the system for it anew costs more time than many a layer.
     """
 
     def __init__(
@@ -35,6 +38,9 @@ class Network:
         self.steps = reader.steps
         self.count = 1 + max((step.to for step in self.steps), default=0)
         self.last_use = self._last_use()
+        convolutions = [step for step in self.steps if isinstance(step, Conv)]
+        modules = [m for step in convolutions for m in (step.layer, step.norm) if m is not None]
+        self._state = [held for m in modules for held in (m._parameters, m._buffers)]
         self._written = self._versions()
         self._idle: dict[int, list[Values]] = {}
         self._hold()
@@ -58,6 +64,8 @@ class Network:
             self._written = written
         images = x.shape[0]
         idle = self._idle.setdefault(images, [])
+        if len(self._idle) > SIZES_KEPT:
+            del self._idle[next(iter(self._idle))]
         memory = idle.pop() if idle else self._memory(images)
         values = list(memory)
         values[0] = x
@@ -89,11 +97,7 @@ class Network:
 
     def _versions(self) -> list[tuple[int, int]]:
         """How often each tensor was written to that a convolution computes with."""
-        convolutions = [step for step in self.steps if isinstance(step, Conv)]
-        modules = [m for step in convolutions for m in (step.layer, step.norm) if m is not None]
-        tensors = [
-            t for m in modules for held in (m._parameters, m._buffers) for t in held.values() if t is not None
-        ]
+        tensors = [t for held in self._state for t in held.values() if t is not None]
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
     # Memory.
@@ -118,9 +122,10 @@ class Network:
         for i, step in enumerate(self.steps):
             if step.owned and step.to not in outside:
                 shape = self._shape(step, images)
-                carried = step.carried if isinstance(step, Conv) else None
+                # What is carried is added to in place, unless the convolution itself still reads it.
+                carried = step.carried if isinstance(step, Conv) and step.carried != step.x else None
                 if carried in room and self.last_use[carried] == i:
-                    room[step.to] = room.pop(carried)  # added in place
+                    room[step.to] = room.pop(carried)
                 else:
                     room[step.to] = _taken(free, shape.numel())
                 values[step.to] = room[step.to][: shape.numel()].view(shape)

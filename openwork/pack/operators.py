@@ -21,6 +21,7 @@ RELU = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
 MEAN = {torch.mean, "mean"}
 PAD = {F.pad, getattr(torch._C._nn, "pad", F.pad)}
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 PIXELS = ((2, 3), (3, 2), (-2, -1), (-1, -2))
 
 
@@ -54,6 +55,20 @@ def known(node: fx.Node, module: nn.Module | None) -> Window | Callable[..., Ten
     if node.target is operator.getitem:
         return _stride(node.args[1])
     return _padding(node) if node.target in PAD else None
+
+
+def does_nothing(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node hands on what it gets, in evaluation mode: also a stride of one, and no padding, as shortcuts have
+    where the size stays.
+    """
+    if module is not None:
+        return isinstance(module, NOTHING)
+    if node.target is operator.getitem:
+        stride = _stride(node.args[1])
+        return stride is not None and set(stride.keywords.values()) == {1}
+    return (
+        node.target in PAD and (padding := _padding(node)) is not None and not any(padding.keywords.values())
+    )
 
 
 def is_relu(node: fx.Node, module: nn.Module | None) -> bool:
@@ -144,7 +159,7 @@ def _mean_of(module: nn.Module) -> Callable[..., Tensor] | None:
     return partial(mean, keepdim=True) if one else None
 
 
-def _stride(index: Any) -> Callable[..., Tensor] | None:
+def _stride(index: Any) -> partial[Tensor] | None:
     """``x[:, :, ::rows, ::columns]``."""
     if not (isinstance(index, tuple) and len(index) == 4 and all(isinstance(part, slice) for part in index)):
         return None
@@ -157,7 +172,7 @@ def _stride(index: Any) -> Callable[..., Tensor] | None:
     return partial(every, rows=rows, columns=columns) if whole else None
 
 
-def _padding(node: fx.Node) -> Callable[..., Tensor] | None:
+def _padding(node: fx.Node) -> partial[Tensor] | None:
     """``pad(x, (0, 0, 0, 0, before, after))`` with zeros."""
     pad, rest = _argument(node, 1, "pad"), (_argument(node, 2, "mode"), _argument(node, 3, "value"))
     zeros = rest[0] in (None, "constant") and rest[1] in (None, 0)

@@ -65,6 +65,8 @@ class Conv(Step):
 
     def hold(self) -> None:
         """Take the weights that the layer has now."""
+        if isinstance(self.layer, PackedConv):
+            self.layer.refresh()
         convolution, (topology, values, self.bias) = computed(self.layer, self.norm)
         self.frozen = self._held(convolution, topology, values)
 
@@ -80,7 +82,7 @@ class Conv(Step):
         return [self.x] if self.carried is None else [self.x, self.carried]
 
     def run(self, values: Values, images: int) -> None:
-        carried = None if self.carried is None else values[self.carried]
+        carried = None if self.carried is None else values[self.carried].contiguous()
         x = values[self.x].contiguous()
         frozen_conv_into(x, values[self.to], images, self.frozen, self.bias, carried, self.activation)
 

@@ -69,18 +69,19 @@ def _forms(model: nn.Module, x: Tensor) -> dict[str, Network]:
     ):  # a forward of the model's own
         return {}
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and _computable(m)]
-    sparse = [m for m in convolutions if isinstance(m, PackedConv2d)]
+    sparse = [m for m in convolutions if _is_sparse(m)]
     if not sparse:
         return {}
-    held = {m: m._nearest(x.shape[0]) for m in sparse}
-    measured: dict[nn.Module, bool] = {
-        m: form.grouped for m, form in held.items() if isinstance(form, PixelsConv)
+    thin = [m for m in convolutions if m.groups > 1]
+    forms = {m: m._nearest(x.shape[0]) for m in sparse if isinstance(m, PackedConv)}
+    measured: dict[nn.Module, bool] = {m: f.grouped for m, f in forms.items() if isinstance(f, PixelsConv)}
+    blocks = ImagesConv.unsuited_images(x.shape[0]) is None
+    how = "in blocks" if blocks else "in pixels"
+    layers: dict[str, Mapping[nn.Module, bool]] = {
+        "layers as measured": measured,
+        f"sparse convolutions {how}": dict.fromkeys([*sparse, *thin], blocks),
+        f"all convolutions {how}": dict.fromkeys(convolutions, blocks),
     }
-    layers: dict[str, Mapping[nn.Module, bool]] = {"layers as measured": measured}
-    if ImagesConv.unsuited_images(x.shape[0]) is None:
-        thin = [m for m in convolutions if m.groups > 1]
-        layers["sparse convolutions in blocks"] = dict.fromkeys([*sparse, *thin], True)
-        layers["all convolutions in blocks"] = dict.fromkeys(convolutions, True)
     found = {name: Network.of(model, x, chosen) for name, chosen in layers.items()}
     expected = model(x)
     return {
@@ -88,6 +89,13 @@ def _forms(model: nn.Module, x: Tensor) -> dict[str, Network]:
         for name, network in found.items()
         if network is not None and _agrees(network(x), expected, name)
     }
+
+
+def _is_sparse(conv: nn.Conv2d) -> bool:
+    """Whether at least half of the weights are zero."""
+    if isinstance(conv, PackedConv2d):
+        return True
+    return conv.groups == 1 and int(conv.weight.count_nonzero()) * 2 <= conv.weight.numel()
 
 
 def _computable(conv: nn.Conv2d) -> bool:

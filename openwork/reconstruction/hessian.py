@@ -24,7 +24,8 @@ def layer_error(change: Tensor, gram: Tensor) -> Tensor:
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
-    """``H + damping * mean(diag H) * I``, with 1 on the diagonal of dead inputs (those that were always zero).
+    """``H + damping * mean(diag H) * I``; where that leaves a zero on the diagonal (an input that was always zero, and no
+    damping), it is 1.
 
     Args:
         gram: ``[in, in]``.
@@ -35,9 +36,8 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     """
     h = gram.to(torch.float64 if gram.shape[0] <= SMALL else torch.float32, copy=True)
     diagonal = h.diagonal()
-    mean = diagonal.mean()
+    diagonal += damping * diagonal.mean()
     diagonal[diagonal == 0] = 1.0
-    diagonal += damping * mean
     return h
 
 

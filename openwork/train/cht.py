@@ -19,7 +19,7 @@ from openwork.graphs import without_dead_ends
 from openwork.growth import Growth, drawn
 from openwork.initialization import Init
 from openwork.method import Method, method
-from openwork.patterns import Block, Groups, pattern, top_k
+from openwork.patterns import Block, Gates, Groups, pattern, top_k
 from openwork.plan import Plan
 from openwork.schedules import value_at
 from openwork.sparsifier import Sparsifier
@@ -79,7 +79,7 @@ class CHT(SET):
             )
         if self.score not in ("magnitude", "relative"):
             raise ValueError(f"unknown score {self.score!r}: choose magnitude or relative")
-        if isinstance(pattern(self.pattern), (Block, Groups)):
+        if isinstance(pattern(self.pattern), (Block, Gates, Groups)):
             raise ValueError(
                 f"CHT links single units, and pattern {self.pattern} keeps connections together: use 'unstructured', 'fan-in' "
                 "or n:m"

@@ -251,6 +251,23 @@ def test_nothing_is_overwritten_and_nothing_half_remains(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_would_be_lost_on_loading_is_not_saved(tmp_path):
+    model = llama()
+    layer = model.model.layers[0].mlp.up_proj
+    layer.bias = torch.nn.Parameter(torch.zeros(40))
+    for storage in ("dense", "sparse"):
+        with pytest.raises(FileError, match=r"up_proj.bias is in the model.*would be lost on loading"):
+            save(model, tmp_path / "out", storage=storage)
+    layer.bias = None
+    model.model.layers[0].mlp.up_proj = torch.nn.Sequential(layer)
+    with pytest.raises(FileError, match=r"up_proj.0.weight is in the model"):
+        save(model, tmp_path / "out")
+    model.model.layers[0].mlp.up_proj = torch.nn.Identity()
+    with pytest.raises(FileError, match=r"up_proj.weight of a LlamaForCausalLM is not in the model"):
+        save(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_folder_of_a_model_is_said_without_asking_the_hub(tmp_path):
     with pytest.raises(FileError, match="there is no such folder"):
         load(tmp_path / "nosuch")

@@ -6,7 +6,7 @@ import transformers
 
 import openwork as ow
 from openwork import SparseLinear
-from openwork.hf import load, save
+from openwork.hf import load, merge_adapters_, save
 from tests.hf.tiny import VOCABULARY, llama, seeded
 
 
@@ -101,3 +101,33 @@ def test_adapters_of_peft_on_a_sparse_base(folder):
     assert all(any(torch.equal(m.weight_values, values) for values in kept.values()) for m in found)
     with torch.no_grad():
         assert not torch.equal(adapted.eval()(tokens).logits, before)
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.parametrize("dense", [False, True])
+def test_updates_of_peft_are_merged_where_weights_are_kept(folder, dense):
+    peft = pytest.importorskip("peft")
+    model, plain = load(folder, dense=dense), load(folder, dense=True)
+    config = peft.LoraConfig(target_modules=["up_proj", "q_proj"], r=3, lora_alpha=5)
+    adapted = seeded(lambda: peft.get_peft_model(model, config), 4)
+    updates, generator = {}, torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, layer in adapted.get_base_model().named_modules():
+            if hasattr(layer, "lora_B"):
+                b = layer.lora_B["default"].weight
+                b.copy_(torch.randn(b.shape, generator=generator))
+                updates[name] = 5 / 3 * b @ layer.lora_A["default"].weight
+    merged = merge_adapters_(adapted)
+    assert len(updates) == 4
+    for name, update in updates.items():
+        before, after = plain.get_submodule(name).weight, merged.get_submodule(name).weight
+        assert torch.allclose(after, torch.where(before != 0, before + update, 0), atol=1e-6)
+        assert not after[before == 0].any()
+        assert isinstance(merged.get_submodule(name), SparseLinear) != dense
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    with pytest.raises(ValueError, match="no low-rank updates"):
+        merge_adapters_(
+            peft.get_peft_model(
+                merged, peft.IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"])
+            )
+        )

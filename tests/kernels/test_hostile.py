@@ -25,6 +25,7 @@ from openwork.kernels.row_blocks import row_blocks
 from openwork.kernels.shared_columns import shared_columns
 from openwork.kernels.slices import slice_rows, sliced_linear
 from openwork.kernels.small_batch import octet_rows, small_batch_linear
+from openwork.kernels.squares import square_rows, squares_linear
 from openwork.layouts.csr import CSR
 from openwork.layouts.linear import SparseLinear
 
@@ -52,6 +53,7 @@ BORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Shape], Any]] = {
     "bitmask": lambda crow, col, values, shape: bitmask_rows(values, crow, col, shape),
     "row blocks": lambda crow, col, values, shape: row_blocks(crow, col, values, shape, 4),
     "shared columns": shared_columns,
+    "squares": lambda crow, col, values, shape: square_rows(values, crow, col, shape),
     "pairs": lambda crow, col, values, shape: pair_up(values, crow, col, shape),
     "groups of codes": lambda crow, col, values, shape: int4_groups(
         torch.zeros(len(values), 8, dtype=torch.uint8),
@@ -144,7 +146,8 @@ def test_indices_of_another_type_are_refused(border: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(
-    "border", ["octets", "slices", "bitmask", "row blocks", "shared columns", "pairs", "nmg", "state"]
+    "border",
+    ["octets", "slices", "bitmask", "row blocks", "shared columns", "squares", "pairs", "nmg", "state"],
 )
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(5), torch.ones(4, 1), torch.ones(())])
 def test_values_must_be_one_for_each_nonzero(border: str, wrong: Tensor) -> None:
@@ -170,6 +173,7 @@ def test_what_is_a_topology_is_computed(
         small_batch_linear(x, octet_rows(values, crow, col, shape)),
         sliced_linear(x, slice_rows(values, crow, col, shape)),
         bitmasked_linear(x, bitmask_rows(values, crow, col, shape)),
+        squares_linear(x, square_rows(values, crow, col, shape)),
         row_blocks(crow, col, values, shape, 4).linear(x),
         shared_columns(crow, col, values, shape).linear(x),
     ):

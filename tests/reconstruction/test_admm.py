@@ -25,7 +25,7 @@ def test_for_a_fixed_mask_it_converges_to_least_squares_whatever_rho(rho, dead):
     torch.testing.assert_close(found, best, rtol=1e-6, atol=1e-8)
 
 
-def test_the_rate_of_the_sheet():
+def test_twenty_iterations_are_enough():
     """Errors relative to the optimum fall with the number of iterations, and twenty are within a percent."""
     w, x = layer(2, out=48, inputs=64, tokens=512)
     mask = FanIn().choose(w.abs() * x.square().sum(0).sqrt(), w.numel() // 2)

@@ -94,7 +94,7 @@ void multiply(const Walk& walk, const Pair* pairs, const std::int64_t* starts, s
 OPENWORK_INLINE Vec read(const float* p, std::int64_t n) { return load_first(p, n); }
 OPENWORK_INLINE Vec read(const BFloat16* p, std::int64_t n) {
   const __mmask16 some = n >= lanes ? 0xffff : static_cast<__mmask16>((1u << n) - 1);
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p)), 16);
+  return (Vec)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(some, p)), 16);
 }
 OPENWORK_INLINE void write(float* p, Vec v, std::int64_t n) { store_first(p, v, n); }
 OPENWORK_INLINE void write(BFloat16* p, Vec v, std::int64_t n) {
@@ -140,7 +140,7 @@ struct Job {
         transpose(high);
         for (int i = 0; i < features; ++i) {
           const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high[i], (__m512)low[i]);
-          _mm512_store_si512(to + (feature + i) * wide + sample, _mm512_permutexvar_epi64(fours, both));
+          _mm512_store_si512(to + (feature + i) * wide + sample, _mm512_maskz_permutexvar_epi64(0xff, fours, both));
         }
       }
   }

@@ -1,0 +1,92 @@
+"""Outliers and spectra split the total, which stays exact."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import openwork as ow
+from openwork.layer_allocation import OWL, AlphaPruning, Seen, hill_exponent
+from openwork.statistics import Statistics
+from tests.calibrator.stages import gpt, windows
+
+
+def seen(w, x):
+    s = Statistics(w.shape[1], dtype=torch.float64)
+    s.add(x)
+    return Seen(w, s)
+
+
+def test_the_outlier_ratio_is_that_of_all_layers_of_a_block_together():
+    g = torch.Generator().manual_seed(0)
+    block = [
+        (torch.randn(o, 8, generator=g).double(), torch.randn(50, 8, generator=g).double() ** 3)
+        for o in (5, 20)
+    ]
+    scores = torch.cat([(w.abs() * x.norm(dim=0)).flatten() for w, x in block])
+    expected = 100 * float((scores > 3 * scores.mean()).double().mean())
+    assert expected > 0
+    assert OWL(threshold=3).measure([seen(w, x) for w, x in block]) == pytest.approx([expected] * 2)
+
+
+layers = st.lists(st.tuples(st.floats(0, 100), st.integers(1, 5000)), min_size=1, max_size=8)
+
+
+@settings(max_examples=100)
+@given(layers, st.floats(0.01, 0.99), st.floats(0.01, 0.3))
+def test_owl_meets_the_total_and_stays_within_reach(layers, density, reach):
+    measures, sizes = zip(*layers, strict=True)
+    densities = OWL(reach=reach).densities(measures, sizes, density)
+    mean = sum(d * s for d, s in zip(densities, sizes, strict=True)) / sum(sizes)
+    assert mean == pytest.approx(density, abs=1e-9)
+    assert all(0 <= d <= 1 for d in densities)
+    if 2 * reach < density < 1 - 2 * reach:  # nothing is cut
+        assert all(density - 2 * reach - 1e-9 <= d <= density + 2 * reach + 1e-9 for d in densities)
+    order = sorted(range(len(sizes)), key=lambda i: measures[i])
+    assert all(densities[a] <= densities[b] + 1e-12 for a, b in itertools.pairwise(order))
+
+
+@settings(max_examples=50)
+@given(layers, st.floats(0.01, 0.99))
+def test_alpha_pruning_meets_the_total_and_heavier_tails_stay_denser(layers, density):
+    measures, sizes = zip(*layers, strict=True)
+    densities = AlphaPruning().densities(measures, sizes, density)
+    mean = sum(d * s for d, s in zip(densities, sizes, strict=True)) / sum(sizes)
+    assert mean == pytest.approx(density, abs=1e-9)
+    order = sorted(range(len(sizes)), key=lambda i: measures[i])
+    assert all(densities[a] >= densities[b] - 1e-12 for a, b in itertools.pairwise(order))
+
+
+@pytest.mark.parametrize("rule", [OWL(), AlphaPruning()])
+def test_equal_layers_are_equally_dense_and_counts_are_exact(rule):
+    scores = [torch.tensor(2.0)] * 3
+    assert rule.counts([(4, 5), (4, 5), (4, 5)], 30, scores) == [10, 10, 10]
+    scores = [torch.tensor(float(i)) for i in range(3)]
+    assert sum(rule.counts([(4, 5), (7, 3), (11, 2)], 31, scores)) == 31
+
+
+def test_hill_estimates_the_exponent_of_a_power_law():
+    """Eigenvalues with density proportional to l^-a have the exponent a."""
+    for exponent in (2.0, 3.5):
+        values = torch.arange(1, 301, dtype=torch.float64).div(300).pow(-1 / (exponent - 1))
+        assert hill_exponent(values.sqrt().diag()) == pytest.approx(exponent, rel=0.03)
+    assert hill_exponent(torch.eye(5)) == math.inf
+    assert hill_exponent(torch.zeros(3, 4)) == math.inf
+
+
+@pytest.mark.parametrize("rule", [OWL(threshold=2.0, reach=0.1), AlphaPruning()])
+def test_a_method_with_such_an_allocation_keeps_exactly_what_was_asked(rule):
+    found = ow.sparsify_(gpt(), ow.SparseGPT(sparsity=0.7, allocation=rule), data=windows())
+    assert found.plan.kept == round(0.3 * found.plan.numel)
+    assert len({row.kept / row.numel for row in found.plan.sparse}) > 1
+    if isinstance(rule, OWL):
+        for i in range(3):
+            shares = [
+                row.kept / row.numel for row in found.plan.sparse if row.name.startswith(f"blocks.{i}.")
+            ]
+            assert max(shares) - min(shares) < 2e-3
+    with pytest.raises(ValueError, match="measures the layers of a trained network on data"):
+        ow.plan(gpt(), ow.SparseGPT(allocation=rule))
