@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Checkpoint:
         model: dense, as the walk begins.
         stages: the recipe.
         batches: the data.
+        masks: to begin with.
         settings: whatever else decides the result.
 
     Raises:
@@ -46,10 +47,11 @@ class Checkpoint:
         model: nn.Module,
         stages: Sequence[Method],
         batches: Batches,
-        settings: object = None,
+        masks: Mapping[str, Tensor],
+        settings: object,
     ) -> None:
         self._folder = folder
-        self._run = _fingerprint(model, stages, batches, settings)
+        self._run = _fingerprint(model, stages, batches, masks, settings)
         self._whole = True
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("block-*.pt")):
@@ -135,10 +137,16 @@ def _class(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _fingerprint(model: nn.Module, stages: Sequence[Method], batches: Batches, settings: object) -> str:
+def _fingerprint(
+    model: nn.Module,
+    stages: Sequence[Method],
+    batches: Batches,
+    masks: Mapping[str, Tensor],
+    settings: object,
+) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([[stage.record() for stage in stages], repr(settings)], default=repr).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (*model.state_dict().items(), *sorted(masks.items())):
         digest.update(name.encode())
         _add(digest, tensor)
     for b in range(len(batches)):
