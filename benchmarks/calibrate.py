@@ -93,7 +93,7 @@ class MiniLM:
         self.dense, self.tokenizer = load(folder), load_tokenizer(folder)
         self.pairs = read_pairs(pairs)
         train = read_pairs(pairs.with_name("sts-train.csv"))
-        self.data = batches([p.first for p in train], self.tokenizer, samples=1024, seqlen=64, batch=64)
+        self.data = batches([p.first for p in train], self.tokenizer, samples=256, seqlen=64, batch=64)
 
     def quality(self, model: torch.nn.Module) -> float:
         return similarity(model, self.tokenizer, self.pairs, batch=128).spearman
