@@ -45,22 +45,14 @@ struct Weave {
 
   OPENWORK_INLINE float value_at(std::int64_t e) const { return permutation ? value[permutation[e]] : value[e]; }
 
-  OPENWORK_INLINE Vec values_at(std::int64_t e) const {
-    if (!permutation) return load_unaligned(value + e);
-    Vec v;
-    OPENWORK_UNROLL
-    for (int i = 0; i < lanes; ++i) v[i] = value[permutation[e + i]];
-    return v;
-  }
-
   void part(const Walk& walk, std::int64_t part, Word* words) const {
     Word* word = words + walk.parts[part].word;
     for (const Run *run = walk.runs + walk.parts[part].run, *end = walk.runs + walk.parts[part + 1].run; run < end; ++run) {
       std::int32_t u = 0;
-      for (; !place && u < run->length && run->first + u + lanes <= kept; u += lanes) {
+      for (; !place && !permutation && u < run->length && run->first + u + lanes <= kept; u += lanes) {
         const std::int64_t e = run->first + u;
         const Vec offset = (Vec)((IntVec)load_unaligned(reinterpret_cast<const float*>(column + e)) * offset_unit);
-        const Vec weight = values_at(e);
+        const Vec weight = load_unaligned(value + e);
         auto* to = reinterpret_cast<float*>(word + u);
         store_unaligned(to, shuffle<Interleave<false>>(weight, offset));
         store_unaligned(to + lanes, shuffle<Interleave<true>>(weight, offset));

@@ -9,18 +9,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 _PUBLIC = {
-    "patterns": ["Block", "FanIn", "Groups", "NM", "Unstructured", "pattern"],
+    "patterns": ["Block", "FanIn", "Gates", "Groups", "NM", "Unstructured", "pattern"],
     "allocation": [
         "ER",
         "ERK",
         "LAMP",
         "Allocation",
         "Balanced",
+        "Deviation",
         "Global",
         "Pyramid",
         "Uniform",
         "UniformPlus",
     ],
+    "layer_allocation": ["OWL", "AlphaPruning"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -29,6 +31,8 @@ _PUBLIC = {
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
+    "layouts.group_int4": ["GroupInt4Linear"],
+    "layouts.embedding": ["SparseEmbedding"],
     "layouts.linear": ["SparseLinear"],
     "sparsifier": ["Sparsifier", "attach"],
     "pruner": ["Pruned", "sparsify_"],
@@ -45,12 +49,43 @@ _PUBLIC = {
         "save",
         "save_checkpoint",
     ],
+    "calibrate.fp4": ["FP4"],
+    "calibrate.gptq": ["GPTQ"],
+    "calibrate.gqsa": ["GQSA"],
+    "calibrate.lorc": ["LoRC"],
+    "calibrate.rtn": ["RTN"],
+    "calibrate.spqr": ["SpQR"],
+    "calibrate.admm": ["ADMM"],
+    "calibrate.alps": ["ALPS"],
+    "calibrate.bias_correct": ["BiasCorrect"],
+    "calibrate.column_sweep": ["ColumnSweep"],
+    "calibrate.dsnot": ["DSnoT"],
+    "calibrate.flap": ["FLAP"],
+    "calibrate.refit": ["Refit"],
+    "calibrate.ria": ["RIA"],
+    "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
+    "calibrate.awq": ["AWQ"],
+    "calibrate.cbq": ["CBQ"],
+    "calibrate.coarse_to_fine": ["CoarseToFine"],
+    "calibrate.smoothquant": ["SmoothQuant"],
+    "calibrate.straight_through": ["StraightThrough"],
+    "calibrator.windows": ["reconstruct_"],
+    "calibrator.scales": ["tune_scales_"],
+    "calibrate.layer_drop": ["LayerDrop", "drop_blocks_"],
+    "calibrator.storage": ["to_quantized_"],
+    "layouts.quantized": ["QuantizedLinear"],
+    "probes.sensitivity": ["Sensitivity", "sensitivity"],
+    "factor.low_rank": ["LowRank", "energy_ranks"],
+    "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
+    "quantization": ["FloatGrid", "IntegerGrid"],
     "train.acdc": ["ACDC"],
     "train.bdwp": ["BDWP"],
+    "train.bitwise": ["Bitwise"],
     "train.cht": ["CHT"],
     "train.deep_r": ["DeepR"],
     "train.dnw": ["DNW"],
+    "train.dsl_rec": ["DSL"],
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
@@ -60,15 +95,20 @@ _PUBLIC = {
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
     "train.pgf_nm": ["PGF"],
+    "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
+    "train.ssvi": ["SSVI"],
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "finetune.lora": ["Adapters", "LoRA", "adapt_"],
+    "finetune.perp": ["PERP"],
+    "finetune.perp_blocks": ["PERPBlocks"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
@@ -77,6 +117,12 @@ _PUBLIC = {
     "prune.random_search": ["RandomSearch"],
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
+    "features": ["Features", "select_features"],
+    "factor.monarch": ["Monarch"],
+    "factor.pixelfly": ["Pixelfly"],
+    "factor.rps": ["RPS"],
+    "factor.sparse_ift": ["SparseIFT", "wide"],
+    "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -88,12 +134,47 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import LAMP as LAMP
     from openwork.allocation import Allocation as Allocation
     from openwork.allocation import Balanced as Balanced
+    from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
+    from openwork.calibrate.admm import ADMM as ADMM
+    from openwork.calibrate.alps import ALPS as ALPS
+    from openwork.calibrate.awq import AWQ as AWQ
+    from openwork.calibrate.bias_correct import BiasCorrect as BiasCorrect
+    from openwork.calibrate.cbq import CBQ as CBQ
+    from openwork.calibrate.coarse_to_fine import CoarseToFine as CoarseToFine
+    from openwork.calibrate.column_sweep import ColumnSweep as ColumnSweep
+    from openwork.calibrate.dsnot import DSnoT as DSnoT
+    from openwork.calibrate.flap import FLAP as FLAP
+    from openwork.calibrate.fp4 import FP4 as FP4
+    from openwork.calibrate.gptq import GPTQ as GPTQ
+    from openwork.calibrate.gqsa import GQSA as GQSA
+    from openwork.calibrate.layer_drop import LayerDrop as LayerDrop
+    from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
+    from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.ria import RIA as RIA
+    from openwork.calibrate.rtn import RTN as RTN
+    from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant
+    from openwork.calibrate.sparsegpt import SparseGPT as SparseGPT
+    from openwork.calibrate.spqr import SpQR as SpQR
+    from openwork.calibrate.straight_through import StraightThrough as StraightThrough
     from openwork.calibrate.wanda import Wanda as Wanda
     from openwork.calibrator import Calibration as Calibration
+    from openwork.calibrator.scales import tune_scales_ as tune_scales_
+    from openwork.calibrator.storage import to_quantized_ as to_quantized_
+    from openwork.calibrator.windows import reconstruct_ as reconstruct_
+    from openwork.factor.low_rank import LowRank as LowRank
+    from openwork.factor.low_rank import energy_ranks as energy_ranks
+    from openwork.factor.monarch import Monarch as Monarch
+    from openwork.factor.pixelfly import Pixelfly as Pixelfly
+    from openwork.factor.rps import RPS as RPS
+    from openwork.factor.sparse_ift import SparseIFT as SparseIFT
+    from openwork.factor.sparse_ift import wide as wide
+    from openwork.features import Features as Features
+    from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
     from openwork.files import export_dense as export_dense
     from openwork.files import inspect as inspect
@@ -102,15 +183,27 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.finetune.lora import Adapters as Adapters
+    from openwork.finetune.lora import LoRA as LoRA
+    from openwork.finetune.lora import adapt_ as adapt_
+    from openwork.finetune.perp import PERP as PERP
+    from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
     from openwork.growth import Momentum as Momentum
     from openwork.growth import Random as Random
+    from openwork.layer_allocation import OWL as OWL
+    from openwork.layer_allocation import AlphaPruning as AlphaPruning
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
+    from openwork.layouts.embedding import SparseEmbedding as SparseEmbedding
+    from openwork.layouts.group_int4 import GroupInt4Linear as GroupInt4Linear
     from openwork.layouts.linear import SparseLinear as SparseLinear
+    from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
+    from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
+    from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
     from openwork.method import Method as Method
@@ -119,6 +212,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.patterns import NM as NM
     from openwork.patterns import Block as Block
     from openwork.patterns import FanIn as FanIn
+    from openwork.patterns import Gates as Gates
     from openwork.patterns import Groups as Groups
     from openwork.patterns import Unstructured as Unstructured
     from openwork.patterns import pattern as pattern
@@ -130,6 +224,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import pretraining as pretraining
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.sensitivity import Sensitivity as Sensitivity
+    from openwork.probes.sensitivity import sensitivity as sensitivity
     from openwork.probes.topology import Wiring as Wiring
     from openwork.probes.topology import topology as topology
     from openwork.probes.width_bound import Capacity as Capacity
@@ -141,6 +237,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.prune.synflow import SynFlow as SynFlow
     from openwork.pruner import Pruned as Pruned
     from openwork.pruner import sparsify_ as sparsify_
+    from openwork.quantization import FloatGrid as FloatGrid
+    from openwork.quantization import IntegerGrid as IntegerGrid
+    from openwork.restructuring import Restructured as Restructured
+    from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
     from openwork.schedules import Linear as Linear
     from openwork.schedules import OneShot as OneShot
@@ -152,9 +252,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.storage import to_sparse_ as to_sparse_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
+    from openwork.train.bitwise import Bitwise as Bitwise
     from openwork.train.cht import CHT as CHT
     from openwork.train.deep_r import DeepR as DeepR
     from openwork.train.dnw import DNW as DNW
+    from openwork.train.dsl_rec import DSL as DSL
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
@@ -164,11 +266,13 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
+    from openwork.train.ssvi import SSVI as SSVI
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST

@@ -4,7 +4,7 @@ At a fixed total the split among layers decides most of the accuracy of a sparse
 exact integer counts, one for each parameter, that sum to the total. Two families:
 
 - from shapes alone: :class:`Uniform`, :class:`UniformPlus`, :class:`ER`, :class:`ERK`, :class:`Balanced`, :class:`Pyramid`;
-- from scores: :class:`Global` and :class:`LAMP` rank the connections of all parameters against one another.
+- from scores: :class:`Global`, :class:`LAMP` and :class:`Deviation` rank the connections of all parameters against one another.
 
 Shapes are ``[out, in, *kernel]``. Everything here is a pure function; nothing is changed in place.
 """
@@ -226,6 +226,29 @@ class Global(Allocation):
 
 
 @dataclass(frozen=True)
+class Deviation(Allocation):
+    """One multiple of each layer's own standard deviation as threshold for all (class-distribution pruning: See et al., 2016).
+
+    Scores are magnitudes, so a deviation is the root of their mean square. A ranking of the whole network in which no layer is
+    thinned more because its weights are smaller.
+    """
+
+    needs_scores = True
+
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
+        return _ranked_counts([_standardised(s) for s in _required(scores, "deviation")], total)
+
+
+def _standardised(scores: Tensor) -> Tensor:
+    """Scores over the root mean square of those that are finite; what is gone stays at minus infinity."""
+    alive = scores[scores.isfinite()].double()
+    deviation = float(alive.square().mean().sqrt()) if alive.numel() else 0.0
+    return scores.double() / deviation if deviation else scores.double()
+
+
+@dataclass(frozen=True)
 class LAMP(Allocation):
     """Global ranking of ``w**2 / (sum of all w'**2 >= w**2 in the layer)`` (Lee et al., 2021): no setting to tune.
 
@@ -287,11 +310,13 @@ _NAMED: dict[str, type[Allocation]] = {
     "pyramid": Pyramid,
     "global": Global,
     "lamp": LAMP,
+    "deviation": Deviation,
 }
 
 
 def allocation(name: str | Allocation) -> Allocation:
-    """An allocation by its name, with its defaults: uniform, uniform_plus, er, erk, balanced, pyramid, global, lamp."""
+    """An allocation by its name, with its defaults: uniform, uniform_plus, er, erk, balanced, pyramid, global, lamp,
+    deviation."""
     if isinstance(name, Allocation):
         return name
     if name not in _NAMED:

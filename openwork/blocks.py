@@ -11,6 +11,7 @@ plain calls of ``F.linear`` are all seen, and two layers share an input exactly 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def stacks(model: nn.Module, where: str = "auto") -> list[Stack]:
         return [_named(model, name.strip()) for name in where.split(",")]
     found: list[Stack] = []
     for name, module in model.named_modules():
-        inside = any(name == s.name or name.startswith(f"{s.name}.") for s in found)
+        inside = any(not s.name or name.startswith(f"{s.name}.") for s in found)
         if not inside and _is_row(module):
             found.append(_members(name, module))
     return found or [Stack("", {"": model})]
@@ -111,6 +112,12 @@ class Matrix:
         return (self.weight.shape[0] // self.of, *self.weight.shape[1:])
 
     @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """``(out, in * prod(kernel))``."""
+        out, *inputs = self.shape
+        return out, math.prod(inputs)
+
+    @property
     def rows(self) -> slice:
         """Its outputs among those of the whole weight."""
         out = self.shape[0]
@@ -120,11 +127,18 @@ class Matrix:
         """A tensor of the parameter's shape, seen as this ``[out, in, *kernel]``."""
         return self.weight.oriented(tensor)[self.rows]
 
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape as a matrix ``[out, in * prod(kernel)]`` of its own, float32 (float64 if it is)."""
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        return self.view(tensor).flatten(1).to(dtype, copy=True)
+
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias beside the weight, where the layer is of the usual kind and has one."""
-        module, name = self.weight.module, self.weight.name.rpartition(".")[2]
-        bias = getattr(module, "bias", None) if name == "weight" else None
+        beside = {"weight": "bias", "in_proj_weight": "in_proj_bias"}.get(
+            self.weight.name.rpartition(".")[2], ""
+        )
+        bias = getattr(self.weight.module, beside, None)
         return bias if isinstance(bias, nn.Parameter) and bias.dim() == 1 else None
 
 
@@ -146,7 +160,8 @@ def unseen(weight: Weight) -> str:
     kind = type(weight.module).__name__
     if isinstance(weight.module, nn.modules.conv._ConvTransposeNd):
         return "the inputs of a transposed convolution are not collected"
-    if isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)):
+    apart = isinstance(weight.module, nn.MultiheadAttention) and not weight.name.endswith("in_proj_weight")
+    if apart or isinstance(weight.module, (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)):
         return f"{kind} computes inside one fused operation, where its inputs cannot be seen"
     if (
         weight.parameter.dim() == 3
@@ -192,6 +207,8 @@ class Reading(TorchFunctionMode):
             self._convolution(func, args, kwargs)
         elif func is torch.addmm and len(args) >= 3:
             self._product(args[1], args[2])
+        elif func is F.multi_head_attention_forward:
+            self._attention(func, args, kwargs)
         result = func(*args, **kwargs)
         if self._tokens is not None and func in _GATHERS:
             self._follow(args, result)
@@ -217,6 +234,24 @@ class Reading(TorchFunctionMode):
                 wide = math.prod(layer.shape[1:])
                 part = columns if layer.of == 1 else columns[:, layer.index * wide : (layer.index + 1) * wide]
                 self._report(layer, x, part, (layer.index, *map(str, settings), *weight.shape[2:]))
+
+    def _attention(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """``nn.MultiheadAttention`` is one call. What its first product reads is the query, where that is key and value too;
+        what its last one reads is what the call returns when that product is the identity.
+        """
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        query, first, last = given["query"], given["in_proj_weight"], given["out_proj_weight"]
+
+        def batch_first(x: Tensor) -> Tensor:
+            return x.transpose(0, 1) if x.dim() == 3 else x
+
+        if first is not None and query is given["key"] is given["value"]:
+            self._product(batch_first(query), first)
+        if _location(last) in self._layers:
+            same = torch.eye(len(last), dtype=last.dtype, device=last.device)
+            self._product(
+                batch_first(func(**{**given, "out_proj_weight": same, "out_proj_bias": None})[0]), last
+            )
 
     def _report(self, layer: Matrix, x: Tensor, rows: Tensor, way: tuple[Any, ...]) -> None:
         self._alive.append(x)

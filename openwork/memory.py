@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 
 from openwork.kernels import native
 from openwork.kernels.index import BUCKETS, RUN_PADDING, TILE_WIDTH, block_columns, part_count
-from openwork.layouts.conv import unsuited
-from openwork.layouts.layer import SparseLayer
+from openwork.layouts.forms import storable
 from openwork.method import Method
 from openwork.plan import Plan, Row, plan
 
@@ -165,10 +164,7 @@ def _bytes(
 
 
 def _can_be_stored(row: Row) -> bool:
-    module = row.weight.module
-    if type(module) is nn.Conv2d:
-        return not unsuited(module)
-    return type(module) is nn.Linear or isinstance(module, SparseLayer)
+    return row.weight.stored or storable(row.weight.module)
 
 
 def _activations(model: nn.Module, example: Tensor) -> tuple[int, int]:

@@ -22,7 +22,7 @@ import torch
 from openwork.allocation import Allocation, allocation
 from openwork.patterns import Pattern, pattern
 
-SHELVES = ("openwork.train", "openwork.prune", "openwork.calibrate")
+SHELVES = ("openwork.train", "openwork.prune", "openwork.calibrate", "openwork.finetune", "openwork.factor")
 """Packages whose modules hold methods, one a module."""
 
 M = TypeVar("M", bound="type[Method]")
@@ -55,6 +55,8 @@ class Method:
     whole_units: ClassVar[bool] = False
     """Whether the units at work in a parameter have equally many connections: as many as the plan says in all, less what does
     not divide evenly among them."""
+    trains: ClassVar[bool] = False
+    """Whether it works while an optimizer trains the model: weights that are frozen are then left as they are."""
     reads_zeros: ClassVar[bool] = False
     """Whether the zeros of the model itself say what is kept; sparsity, allocation and pattern play no part then."""
 

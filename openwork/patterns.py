@@ -336,18 +336,46 @@ class Groups(Pattern):
         return f"groups {self.axis}"
 
 
+@dataclass(frozen=True)
+class Gates(Pattern):
+    """The same mask for each of ``count`` gates whose weights are stacked along the outputs: 4 in an LSTM, 3 in a GRU.
+
+    A connection between two units leaves or stays in all gates at once, so that the recurrent matrix is one graph between units.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a layer has at least 1 gate; got {self.count}")
+
+    def misfit(self, shape: Shape) -> str | None:
+        if len(shape) < 2:
+            return "it needs an input axis"
+        return f"{shape[0]} outputs are no multiple of {self.count} gates" if shape[0] % self.count else None
+
+    def grid(self, shape: Shape) -> Grid:
+        self._fitting(shape)
+        split = (self.count, shape[0] // self.count, *shape[1:])
+        return Grid(split, (), tuple(range(1, len(split))), (0,))
+
+    def __str__(self) -> str:
+        return f"gates {self.count}"
+
+
 _SPELLINGS: tuple[tuple[str, type[Pattern]], ...] = (
     (r"unstructured", Unstructured),
     (r"(\d+):(\d+)", NM),
     (r"block[ :]?(\d+)x(\d+)", Block),
     (r"fan[-_]in(?:[ :](\d+))?", FanIn),
     (r"groups[ :](\d+)", Groups),
+    (r"gates[ :](\d+)", Gates),
 )
 
 
 def pattern(spelling: str | Pattern) -> Pattern:
     """Read a pattern from its spelling: ``"unstructured"``, ``"2:4"``, ``"block 4x1"``, ``"fan-in"``, ``"fan-in 32"``,
-    ``"groups 0"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern.
+    ``"groups 0"``, ``"gates 4"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern.
     """
     if isinstance(spelling, Pattern):
         return spelling
@@ -356,5 +384,5 @@ def pattern(spelling: str | Pattern) -> Pattern:
             return cls(*(int(number) for number in match.groups() if number is not None))
     raise ValueError(
         f"unknown pattern {spelling!r}: write unstructured, 2:4 (keep 2 of every 4 inputs), block 4x1 (4 outputs x 1 input), "
-        "fan-in, fan-in 32, or groups 0"
+        "fan-in, fan-in 32, groups 0, or gates 4 (the same mask for every gate of an LSTM)"
     )

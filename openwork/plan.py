@@ -159,8 +159,10 @@ class Plan:
 def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None = None) -> Plan:
     """What ``method`` would make of ``model``. Nothing is changed.
 
-    Norms, biases, embeddings and heads tied to them stay dense, each with the reason; ``method.include``, ``method.exclude``
-    and ``method.overrides`` (globs of parameter names) change that. Layers that hold only their kept connections already
+    Norms, biases, embeddings and heads tied to them stay dense, each with the reason, and so do frozen weights (those without
+    ``requires_grad``) where the method works during training; ``method.include``, ``method.exclude`` and ``method.overrides``
+    (globs of parameter names) change that. A frozen weight that is included becomes sparse, and is never rewired.
+    Layers that hold only their kept connections already
     keep the topology they have, and the others get what they would if all were allocated together.
 
     Args:
@@ -185,6 +187,8 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
             dense[w.name] = f"excluded: {w.reason}"
         elif override == 0.0:
             dense[w.name] = "override: dense"
+        elif _frozen(w, method) and not _matches(w.name, method.include) and override is None:
+            dense[w.name] = "excluded: frozen"
         elif method.reads_zeros:
             fixed[w.name] = int(w.parameter.detach().count_nonzero())
         elif reason := chosen.misfit(w.shape):
@@ -344,7 +348,13 @@ def _why(weight: Weight, method: Method, kept: int, size: int, fixed: bool) -> s
     label = (
         method.allocation if isinstance(method.allocation, str) else type(method.allocation).__name__.lower()
     )
-    return f"capped dense by {label}" if kept == size and method.sparsity > 0 else label
+    label = f"capped dense by {label}" if kept == size and method.sparsity > 0 else label
+    return f"{label}; frozen: not rewired" if _frozen(weight, method) else label
+
+
+def _frozen(weight: Weight, method: Method) -> bool:
+    """Whether nothing will train a weight that the method wants to work on."""
+    return method.trains and not method.reads_zeros and not weight.parameter.requires_grad
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

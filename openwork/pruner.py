@@ -17,7 +17,10 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor, nn
 
-from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, Stage, calibrate_
+from openwork.blocks import stacks
+from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelCalibrated, Stage, calibrate_
+from openwork.calibrator.afterwards import as_it_is, whole_or_nothing, work_on_model
+from openwork.calibrator.planning import left_dense, restricted
 from openwork.method import Method
 from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
 from openwork.scores import Batch, Loss, Scores
@@ -84,7 +87,7 @@ def sparsify_(
 @overload
 def sparsify_(
     model: nn.Module,
-    method: Stage | Sequence[Stage | Pruning],
+    method: Stage | ModelCalibrated | Sequence[Stage | ModelCalibrated | Pruning],
     *,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -94,7 +97,7 @@ def sparsify_(
 
 def sparsify_(
     model: nn.Module,
-    method: Pruning | Stage | Sequence[Stage | Pruning],
+    method: Pruning | Stage | ModelCalibrated | Sequence[Stage | ModelCalibrated | Pruning],
     *,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -106,11 +109,12 @@ def sparsify_(
         model: any module; its weights change (and biases, where a stage corrects them), nothing else.
         method: how to choose and how many to keep, such as ``ow.Magnitude(sparsity=0.9)``; or a recipe, a list of stages that
             work on one layer after another from calibration data, such as ``[ow.Wanda(sparsity=0.5), ow.Refit()]``. A recipe may
-            begin with methods that score the whole model, whose masks it then starts from.
+            begin with methods that score the whole model, whose masks it then starts from, and end with some that train it.
         data: batches ``(inputs, targets)`` for methods that look at data; a batch of inputs alone (a tensor, or a dict of
             keyword arguments) will do for calibration. Read once for each round, and once for calibration.
         loss: ``loss(outputs, targets)`` for scores that are gradients; cross entropy by default.
-        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``offload``.
+        walk: for calibration, see :func:`openwork.calibrator.calibrate_`: ``blocks``, ``true_sequential``, ``targets``,
+            ``errors``, ``offload``, ``checkpoint``.
 
     Returns:
         The plan and the masks; from calibration, with the table of what each stage did to each layer. Kept counts are exact, ties
@@ -122,7 +126,7 @@ def sparsify_(
     """
     stages = list(method) if isinstance(method, Sequence) else [method]
     for stage in stages:
-        if not isinstance(stage, (Pruning, Calibrated, BlockCalibrated)):
+        if not isinstance(stage, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
             raise TypeError(
                 f"{type(stage).__name__} works while a model trains: use ow.attach(model, optimizer, method)"
             )
@@ -135,7 +139,7 @@ def sparsify_(
 
 def _recipe(
     model: nn.Module,
-    stages: Sequence[Pruning | Stage],
+    stages: Sequence[Pruning | Stage | ModelCalibrated],
     data: Iterable[Any] | None,
     loss: Loss | None,
     walk: Mapping[str, Any],
@@ -143,24 +147,44 @@ def _recipe(
     """Score the whole model first, for the masks only; then calibrate, from the dense weights and those masks."""
     scoring = [stage for stage in stages if isinstance(stage, Pruning)]
     calibrated = [stage for stage in stages if isinstance(stage, (Calibrated, BlockCalibrated))]
-    if not calibrated or list(stages) != [*scoring, *calibrated]:
+    training = [stage for stage in stages if isinstance(stage, ModelCalibrated)]
+    if not (calibrated or training) or list(stages) != [*scoring, *calibrated, *training]:
         raise ValueError(
-            "a recipe begins with the methods that score the whole model, if any, and goes on with stages that calibrate; "
-            f"this one is {', '.join(stage.name for stage in stages) or 'empty'}"
+            "a recipe begins with the methods that score the whole model, if any, goes on with stages that calibrate, and ends "
+            f"with those that train the whole model; this one is {', '.join(stage.name for stage in stages) or 'empty'}"
         )
     if data is not None and not isinstance(data, (list, tuple)):
         data = list(data)
+    model = unwrapped(model)
+    masks, chosen = _scored(model, scoring, data, loss, walk.get("blocks", "auto")) if scoring else ({}, None)
+    if not training:
+        return calibrate_(model, calibrated, data=data, masks=masks, chosen=chosen, **walk)
+    with whole_or_nothing(model):
+        if calibrated:
+            done = calibrate_(model, calibrated, data=data, masks=masks, chosen=chosen, **walk)
+        else:
+            done = as_it_is(model, training[0], masks, chosen)
+        for stage in training:
+            done = work_on_model(stage, model, done, data, loss)
+    return done
+
+
+def _scored(
+    model: nn.Module, scoring: Sequence[Pruning], data: Iterable[Any] | None, loss: Loss | None, blocks: str
+) -> tuple[dict[str, Tensor], Plan]:
+    """The masks that methods choose which score the whole model; it stays as it is."""
+    dense = left_dense(model, stacks(model, blocks))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    before = {name: p.detach().clone() for name, p in unwrapped(model).named_parameters()} if scoring else {}
     try:
         for stage in scoring:
-            masks |= _prune(model, stage, data, loss).masks
+            pruned = _prune(model, restricted(stage, dense), data, loss)
+            masks |= pruned.masks
     finally:
         with torch.no_grad():
-            for name, p in unwrapped(model).named_parameters():
-                if name in before:
-                    p.copy_(before[name])
-    return calibrate_(model, calibrated, data=data, masks=masks, **walk)
+            for name, p in model.named_parameters():
+                p.copy_(before[name])
+    return masks, pruned.plan
 
 
 def _prune(model: nn.Module, method: Pruning, data: Iterable[Batch] | None, loss: Loss | None) -> Pruned:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ from openwork.growth import random_places
 from openwork.initialization import Init, initial_values
 from openwork.method import Method
 from openwork.patterns import Shape
-from openwork.plan import Plan, Row, plan
+from openwork.plan import Plan, Row, plan, prunable
 
 
 class SparsifierWarning(UserWarning):
@@ -46,11 +47,15 @@ class Training(Method):
         init: what kept connections start from, see :data:`openwork.initialization.Init`.
     """
 
+    trains = True
     restores: ClassVar[bool] = False
     """Whether connections that were pruned come back all at once, so that the model is dense for a while."""
     latent: ClassVar[bool] = False
     """Whether pruned weights live on unseen: the optimizer trains them, the network computes without them. Takes memory of the
     size of the dense weights, see :mod:`openwork.connections.latent`."""
+
+    stores: ClassVar[bool] = True
+    """Whether it can work on layers that hold only their kept connections, as far as its options allow."""
 
     steps: int | None = None
     init: Init = "rescale"
@@ -140,18 +145,23 @@ class Sparsifier:
         self.skipped = 0
         self.generator = method.generator("updates")
         self.state: dict[str, Tensor] = {}
+        self._others = [
+            0 for _ in self.optimizers[1:]
+        ]  # steps that the optimizers after the first have taken
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._remembering = True
         self.handles: list[RemovableHandle] = []
         if self.optimizers:
             # The first optimizer is the clock: topology updates follow its steps.
             self.handles = [
-                self.optimizers[0].register_step_pre_hook(self._on_step),
+                self.optimizers[0].register_step_pre_hook(partial(_before, self._before_step)),
                 self.optimizers[0].register_step_post_hook(lambda *_: self._after_step()),
             ]
-            self.handles += [
-                o.register_step_post_hook(lambda *_: self._restore_zeros()) for o in self.optimizers[1:]
-            ]
+            for number, other in enumerate(self.optimizers[1:]):
+                self.handles += [
+                    other.register_step_pre_hook(partial(_before, partial(self._before_other, number))),
+                    other.register_step_post_hook(lambda *_, number=number: self._after_other(number)),
+                ]
         method.attached(self)
         self._require_agreement("when the sparsifier was attached")
         self._look_ahead()
@@ -160,6 +170,11 @@ class Sparsifier:
     def masks(self) -> dict[str, Tensor]:
         """Parameter name -> boolean mask ``[out, in, *kernel]``, True = kept."""
         return {name: c.mask for name, c in self.connections.items()}
+
+    @property
+    def trained(self) -> dict[str, Connections]:
+        """The connections that an update may move: all but those of parameters that are frozen now."""
+        return {name: c for name, c in self.connections.items() if c.weight.parameter.requires_grad}
 
     @property
     def kept(self) -> int:
@@ -195,6 +210,34 @@ class Sparsifier:
         self._before_step()
         self._after_step()
 
+    def follow(self, copy: nn.Module) -> None:
+        """Let a copy of the model, such as a running average of its weights, take every change of the topology.
+
+        Without that an average would mix the weights of connections that are not the same. What stays keeps the value it has in
+        the copy, what is new starts with zero there, and what leaves is zero.
+
+        Args:
+            copy: a copy of the model, or an ``AveragedModel`` of it, in the same storage. Changed: its topology becomes that of
+                the model.
+
+        Raises:
+            ValueError: the copy lacks a parameter, or has it in another shape or storage; nothing has changed then.
+        """
+        inner = getattr(copy, "module", copy)
+        weights = {w.name: w for w in prunable(inner)}
+        found = []
+        for name, c in self.connections.items():
+            twin = weights.get(name)
+            if twin is None or (twin.shape, twin.stored) != (c.weight.shape, c.weight.stored):
+                raise ValueError(
+                    f"a copy that follows needs {name} {list(c.weight.shape)} in the storage it has in the model: make the copy "
+                    "with copy.deepcopy or AveragedModel once the model has its layers"
+                )
+            found.append((c, twin))
+        with torch.no_grad():
+            for c, twin in found:
+                c.follow(connect(twin, c.pattern, ()))
+
     def detach(self) -> None:
         """Let go of model and optimizers. The model keeps its zeros; nothing guards them any more."""
         for handle in self.handles:
@@ -211,6 +254,7 @@ class Sparsifier:
             "format": 1,
             "method": self.method.record(),
             "step": self.step_count,
+            "others": list(self._others),
             "updates": self.updates,
             "skipped": self.skipped,
             "generator": self.generator.get_state(),
@@ -233,6 +277,9 @@ class Sparsifier:
                 c.replace(positions)
             c.recall(state["remembered"][name])
         self.step_count, self.updates, self.skipped = state["step"], state["updates"], state["skipped"]
+        self._others = [*state.get("others", ()), *[self.step_count for _ in self._others]][
+            : len(self._others)
+        ]
         self.generator.set_state(state["generator"])
         self.state = {name: tensor.clone() for name, tensor in state["state"].items()}
         self._look_ahead()
@@ -261,47 +308,42 @@ class Sparsifier:
                 c.observe(coming)
         self._remembering = coming
 
-    def _on_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Gradients are there before the step, or a closure computes them inside it."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._before_step()
-            return None
-
-        def masked() -> Any:
-            loss = closure()
-            self._before_step()
-            return loss
-
-        if len(args) > 1:
-            return (optimizer, masked, *args[2:]), kwargs
-        return args, {**kwargs, "closure": masked}
-
     def _before_step(self) -> None:
         with torch.no_grad():
             for c in self.connections.values():
                 c.before_step()
             self.method.before_step(self, self.step_count + 1)
-        if self.method.replaces_step and self._due(self.step_count + 1):
-            # Optimizers skip parameters without a gradient: so the update takes the place of this step.
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    for p in group["params"]:
-                        if p.grad is not None:
-                            self._hidden.append((p, p.grad))
-                            p.grad = None
+        for optimizer in self.optimizers[:1]:
+            self._replace_step(optimizer, self.step_count + 1)
 
     def _after_step(self) -> None:
-        for p, gradient in self._hidden:
-            p.grad = gradient
-        self._hidden.clear()
+        self._show_gradients()
         self._restore_zeros()
         self.step_count += 1
         if self._due(self.step_count):
             self._update()
         self._look_ahead()
+
+    def _before_other(self, number: int) -> None:
+        self._replace_step(self.optimizers[1 + number], self._others[number] + 1)
+
+    def _after_other(self, number: int) -> None:
+        self._show_gradients()
+        self._others[number] += 1
+        self._restore_zeros()
+
+    def _replace_step(self, optimizer: Optimizer, step: int) -> None:
+        """Let a topology update take the place of an optimizer's ``step``: it skips parameters without a gradient."""
+        if self.method.replaces_step and self._due(step):
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                if p.grad is not None:
+                    self._hidden.append((p, p.grad))
+                    p.grad = None
+
+    def _show_gradients(self) -> None:
+        for p, gradient in self._hidden:
+            p.grad = gradient
+        self._hidden.clear()
 
     def _restore_zeros(self) -> None:
         for c in self.connections.values():
@@ -333,6 +375,25 @@ class Sparsifier:
         for optimizer in self.optimizers:
             _forget_flat_history(optimizer)
         self._require_agreement(f"after the topology update at step {self.step_count}")
+
+
+def _before(
+    act: Callable[[], None], optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """``act`` on gradients before a step: they are there already, or a closure computes them inside it."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        act()
+        return None
+
+    def computed() -> Any:
+        loss = closure()
+        act()
+        return loss
+
+    if len(args) > 1:
+        return (optimizer, computed, *args[2:]), kwargs
+    return args, {**kwargs, "closure": computed}
 
 
 def attach(
@@ -371,7 +432,7 @@ def attach(
     optimizers = _optimizers(optimizer)
     method.due(1)  # what is missing to answer is said before anything changes
     layout = plan(model, method)
-    _fixed_buckets(model, method, layout)
+    lookouts = _fixed_buckets(model, method, layout)
     if method.latent:
         require_latent(method.name, layout, optimizers)
     if resume is not None:
@@ -410,6 +471,7 @@ def attach(
             )
         connections.append(c)
     sparsifier = Sparsifier(layout, method, optimizers, connections)
+    sparsifier.handles += lookouts
     if resume is not None:
         sparsifier.load_state_dict(resume)
     return sparsifier
@@ -425,23 +487,41 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optim
             inner = getattr(o, "optimizer", None)
             if inner is None:
                 raise TypeError(
-                    f"attach needs a torch.optim.Optimizer or a wrapper that holds one as .optimizer; got {type(o).__name__}"
+                    f"attach needs a torch.optim.Optimizer or a wrapper that holds one as .optimizer; got {type(o).__name__}. "
+                    "If it is an optimizer of its own kind, attach with optimizer=None to a masked model, and call "
+                    "sparsifier.step() after each of its steps"
                 )
             o = inner
         found.append(o)
     return found
 
 
-def _fixed_buckets(model: nn.Module, method: Training, layout: Plan) -> None:
-    """Refuse to resize parameters whose gradients travel in buckets that are cut once."""
-    stored = [row.name for row in layout.sparse if row.weight.stored]
-    resizes = method.shrinks or method.redistributes or method.whole_units
-    if isinstance(model, nn.parallel.DistributedDataParallel) and stored and resizes:
+def _fixed_buckets(model: nn.Module, method: Training, layout: Plan) -> list[RemovableHandle]:
+    """Refuse to resize parameters whose gradients travel in buckets that are cut once, now or when the model is wrapped later.
+
+    Returns:
+        Handles of the hooks that look out for a wrapper.
+    """
+    stored = [row for row in layout.sparse if row.weight.stored]
+    if not stored or not (method.shrinks or method.redistributes or method.whole_units):
+        return []
+
+    def refuse(*_: object) -> None:
         raise ValueError(
             f"{method.name} changes how many connections a parameter has, and DistributedDataParallel has cut its buckets for "
-            f"gradients of a fixed size; {', '.join(stored)} hold only their kept connections. Train masked (to_dense_ before "
-            "wrapping the model) and store when training is done"
+            f"gradients of a fixed size; {', '.join(row.name for row in stored)} hold only their kept connections. Train masked "
+            "(to_dense_ before wrapping the model) and store when training is done"
         )
+
+    def look_out(*_: object) -> None:
+        if getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None:
+            refuse()
+
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        refuse()
+    if processes.count() == 1:
+        return []
+    return [row.weight.module.register_forward_pre_hook(look_out) for row in stored]
 
 
 def _same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shape]) -> None:

@@ -50,6 +50,18 @@ class Statistics:
         self._wanted, self._samples = samples, torch.zeros(0, inputs, dtype=dtype, device=device)
         self._found: dict[Hashable, Any] = {}
 
+    @classmethod
+    def of_unit_inputs(cls, inputs: int, **options: Any) -> Statistics:
+        """As if the inputs were uncorrelated, of mean zero and norm one: for a layer that nothing is known of, such as an expert
+        that no token chose. ``options`` are those of the class.
+        """
+        unit = cls(inputs, **options)
+        unit.count, unit.spread = 1, torch.ones_like(unit.spread)
+        unit.absolute, unit.maximum = torch.ones_like(unit.spread), torch.ones_like(unit.spread)
+        if unit._gram is not None:
+            unit._gram.fill_diagonal_(1.0)
+        return unit
+
     @property
     def inputs(self) -> int:
         """Number of input features."""

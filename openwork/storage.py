@@ -7,28 +7,31 @@ state of the size of the kept connections, and compute with them alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openwork.initialization import initial_values
-from openwork.layouts.conv import SparseConv2d, convolution_of, unsuited
+from openwork.layouts.chain import chain_, unchain_
 from openwork.layouts.csr import CSR, described
+from openwork.layouts.forms import STORABLE, storable, stored
 from openwork.layouts.layer import SparseLayer
-from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stored import matrix
-from openwork.plan import Weight, plan, prunable
+from openwork.layouts.structured import StructuredLinear
+from openwork.plan import Row, Weight, plan, prunable
 from openwork.sparsifier import Training
 
 
 def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | None = None) -> dict[str, CSR]:
-    """Replace the linear layers and convolutions of ``model`` by layers that hold only their kept connections, in place.
+    """Replace the linear layers, convolutions and embeddings of ``model`` by layers that hold only their kept connections, in
+    place.
 
     Call it before the optimizer is made: the layers have new parameters.
 
     Args:
-        model: any module. Layers that are neither ``nn.Linear`` nor ``nn.Conv2d``, convolutions in groups or with
-            dilation, and what stays dense in the plan are left alone.
+        model: any module. Layers of other kinds, convolutions in groups or with dilation, and what stays dense in the plan are
+            left alone. Embeddings stay dense unless a mask is given for them or the method includes them by name.
         topology: where connections are kept:
 
             - a training method: its own initial topology and initialisation, exactly those that :func:`openwork.attach` would
@@ -40,81 +43,99 @@ def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | Non
         Parameter name -> topology of each layer that was replaced.
 
     Raises:
-        ValueError: no layer can be replaced, or a mask fits none.
+        ValueError: no layer can be replaced, or a mask fits none; nothing has changed then.
     """
-    if isinstance(model, (nn.Linear, nn.Conv2d)):
+    if storable(model):
         raise ValueError(
-            "the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask) or "
-            "SparseConv2d.from_conv(conv, mask)"
+            "the model is itself the layer to replace: use SparseLinear.from_linear(linear, mask), "
+            "SparseConv2d.from_conv(conv, mask) or SparseEmbedding.from_embedding(embedding, mask)"
         )
-    candidates = {
-        w.name: w for w in prunable(model) if storable(w.module) and not w.reason and not _shared(model, w)
-    }
+    candidates = {w.name: w for w in prunable(model) if storable(w.module) and not _shared(model, w)}
+    made: dict[str, SparseLayer[Any]]
     if isinstance(topology, Training):
-        chosen = {}
-        for row in topology.start(plan(model, topology)).sparse:
-            if row.name not in candidates:
-                continue
-            generator = topology.generator(row.name)
-            positions = topology.topology(row, generator)
-            positions = torch.arange(row.numel) if positions is None else positions
-            positions = positions.to(row.weight.parameter.device)
-            values = row.weight.oriented(row.weight.parameter.detach()).reshape(-1)[positions]
-            units = positions // (row.numel // row.shape[0])
-            chosen[row.name] = (positions, initial_values(values, units, row.shape, topology.init, generator))
+        rows = [row for row in topology.start(plan(model, topology)).sparse if row.name in candidates]
+        made = {row.name: _started(row, topology) for row in rows}
     else:
-        if topology is not None and (unknown := topology.keys() - candidates.keys()):
-            raise ValueError(
-                f"masks are given for {', '.join(sorted(unknown))}; the layers that can hold only their kept connections "
-                f"are {', '.join(candidates) or 'none'}"
-            )
-        masks = (
-            {n: w.parameter.detach() != 0 for n, w in candidates.items()} if topology is None else topology
-        )
-        chosen = {}
-        for name, mask in masks.items():
-            if mask.dtype != torch.bool or tuple(mask.shape) != candidates[name].shape:
-                raise ValueError(
-                    f"the mask of {name} must be boolean of shape {list(candidates[name].shape)}; got {described(mask)}"
-                )
-            positions = mask.flatten().nonzero().flatten()
-            chosen[name] = (positions, candidates[name].parameter.detach().flatten()[positions])
-    if not chosen:
+        if topology is None:
+            topology = {n: w.parameter.detach() != 0 for n, w in candidates.items() if not w.reason}
+        made = {n: stored(w.module, mask) for n, (w, mask) in _fitting(topology, candidates).items()}
+    if not made:
         raise ValueError(
-            "the model has no nn.Linear layer and no nn.Conv2d that could hold only its kept connections"
+            f"the model has no layer that could hold only its kept connections: those are {STORABLE}, the last "
+            "only where it is named"
         )
-    replaced = {}
-    for name, (positions, values) in chosen.items():
-        dense = candidates[name].module
-        replaced[name] = CSR.from_positions(positions, matrix(candidates[name].shape))
-        layer: SparseLinear | SparseConv2d
-        if isinstance(dense, nn.Conv2d):
-            layer = SparseConv2d.from_values(convolution_of(dense), replaced[name], values, dense.bias)
-        else:
-            assert isinstance(dense, nn.Linear)
-            layer = SparseLinear.from_values(replaced[name], values, dense.bias)
-        layer.weight_values.requires_grad_(dense.weight.requires_grad)
-        _swap(model, dense, layer.train(dense.training))
-    return replaced
+    for name, layer in made.items():
+        _swap(model, candidates[name].module, layer)
+    chain_(model)
+    return {name: layer.topology for name, layer in made.items()}
 
 
-def storable(module: nn.Module) -> bool:
-    """Whether a layer has a form that holds only kept connections: ``nn.Linear`` itself, and most ``nn.Conv2d``."""
-    return type(module) is nn.Linear or (type(module) is nn.Conv2d and not unsuited(module))
+def _started(row: Row, method: Training) -> SparseLayer[Any]:
+    """The layer as ``method`` would begin with it."""
+    generator = method.generator(row.name)
+    positions = method.topology(row, generator)
+    positions = torch.arange(row.numel) if positions is None else positions
+    positions = positions.to(row.weight.parameter.device)
+    layer = stored(row.weight.module, CSR.from_positions(positions, matrix(row.shape)))
+    with torch.no_grad():
+        units = positions // (row.numel // row.shape[0])
+        values = layer.weight_values
+        values.copy_(initial_values(values, units, row.shape, method.init, generator))
+    return layer
+
+
+def _fitting(
+    masks: Mapping[str, Tensor], candidates: Mapping[str, Weight]
+) -> dict[str, tuple[Weight, Tensor]]:
+    """Each mask with the weight it is for."""
+    if unknown := masks.keys() - candidates.keys():
+        raise ValueError(
+            f"masks are given for {', '.join(sorted(unknown))}; the layers that can hold only their kept connections "
+            f"are {', '.join(candidates) or 'none'}"
+        )
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or tuple(mask.shape) != candidates[name].shape:
+            raise ValueError(
+                f"the mask of {name} must be boolean of shape {list(candidates[name].shape)}; got {described(mask)}"
+            )
+    return {name: (candidates[name], mask) for name, mask in masks.items()}
 
 
 def to_dense_(model: nn.Module) -> dict[str, Tensor]:
     """Replace the layers that hold only their kept connections by ordinary dense layers with exact zeros, in place.
 
+    Layers in another form (:func:`openwork.restructure_`) are multiplied out.
+
     Returns:
-        Parameter name -> boolean mask of its shape: what is kept, active zeros included.
+        Parameter name -> boolean mask of its shape: what is kept, active zeros included; of sparse layers only.
     """
     masks = {}
+    for module in list(model.modules()):
+        if isinstance(module, StructuredLinear):
+            _swap(model, module, _multiplied_out(module).train(module.training))
     for w in prunable(model):
         if isinstance(w.module, SparseLayer):
             masks[w.name] = w.module.topology.mask().view(w.shape)
             _swap(model, w.module, w.module.to_dense())
+    unchain_(model)
     return masks
+
+
+def _multiplied_out(layer: StructuredLinear) -> nn.Linear:
+    with torch.no_grad():
+        weight = layer.dense()
+    dense: nn.Linear = nn.utils.skip_init(
+        nn.Linear,
+        layer.in_features,
+        layer.out_features,
+        layer.bias is not None,
+        dtype=weight.dtype,
+        device=weight.device,
+    )
+    dense.weight = nn.Parameter(weight.contiguous())
+    if layer.bias is not None:
+        dense.bias = nn.Parameter(layer.bias.detach().clone())
+    return dense
 
 
 def _shared(model: nn.Module, weight: Weight) -> bool:

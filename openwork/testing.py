@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from openwork.allocation import allocation
+from openwork.calibrator import BlockCalibrated, Calibrated, ModelCalibrated
 from openwork.method import Method, registry
 from openwork.patterns import Unstructured, pattern
 from openwork.plan import Plan, plan, wanted_total
@@ -51,7 +52,7 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
     """Put a method through every check.
 
     Args:
-        cls: a registered method that works in training or prunes at once.
+        cls: a registered method that works in training, prunes at once, or calibrates.
         only: names of the promises to check, all of :func:`checks` by default.
         options: options of the method. Short schedules are filled in, see :data:`SHORT`.
 
@@ -62,9 +63,9 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
     """
     if unknown := set(only or ()) - _CHECKS.keys():
         raise ValueError(f"no promise is called {', '.join(sorted(unknown))}; there are {', '.join(_CHECKS)}")
-    if not issubclass(cls, (Training, Pruning)):
+    if not issubclass(cls, (Training, Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
         raise TypeError(
-            f"{cls.__name__} is neither a Training nor a Pruning method: there is no verb to check it with"
+            f"{cls.__name__} is neither a Training nor a Pruning nor a Calibrated method: there is no verb to check it with"
         )
     fields = {f.name for f in dataclasses.fields(cls)}
     trial = Trial(cls, {**{name: value for name, value in SHORT.items() if name in fields}, **options})
@@ -148,7 +149,7 @@ class Trial:
     def work(self, method: Method, model: nn.Module, data: list[Batch] | None = None) -> Outcome:
         """Let the method do all it does to a model."""
         data = batches(self.steps, _dtype(model)) if data is None else data
-        if isinstance(method, Pruning):
+        if isinstance(method, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
             pruned = sparsify_(model, method, data=data[:2])
             return Outcome(pruned.plan, pruned.masks)
         sparsifier, optimizer = attached(method, model)
@@ -344,7 +345,10 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     else:
         trial.work(method, model)
         _require(all(p.grad is None for p in model.parameters()), "gradients were left behind")
-    _require_same(before, _snapshot(model), "of the parameters and buffers that are not thinned", but=thinned)
+    may_change = thinned | _repaired(method, model, thinned)
+    _require_same(
+        before, _snapshot(model), "of the parameters and buffers that are not thinned", but=may_change
+    )
     now = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
     _require(flags == now, "training modes or requires_grad have changed")
     if isinstance(method, Training):
@@ -591,6 +595,19 @@ def _require_exact(
                 f"the mask of {row.name} is not {row.pattern} {where}",
             )
     return outcome
+
+
+def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
+    """What a calibrated method may change beside the weights it thins: their biases; all but what is excluded, where it works on
+    whole blocks.
+    """
+    if isinstance(method, (BlockCalibrated, ModelCalibrated)):
+        return {name for name, _ in model.named_parameters()} - {"4.weight"}
+    return (
+        {f"{name.removesuffix('weight')}bias" for name in thinned}
+        if isinstance(method, Calibrated)
+        else set()
+    )
 
 
 def _require_zeros(outcome: Outcome, where: str) -> None:

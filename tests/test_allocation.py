@@ -22,7 +22,7 @@ from openwork.allocation import (
 
 LENET = [(300, 784), (100, 300), (10, 100)]
 CONVS = [(16, 3, 3, 3), (32, 16, 3, 3), (64, 32, 3, 3), (10, 64)]
-NAMES = ["uniform", "er", "erk", "balanced", "pyramid", "global", "lamp"]
+NAMES = ["uniform", "er", "erk", "balanced", "pyramid", "global", "lamp", "deviation"]
 shape = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 30)),
     st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3)),
@@ -174,6 +174,15 @@ def test_lamp_scores_are_the_formula(weights):
     ]
     got = lamp_scores(torch.tensor(weights, dtype=torch.float64)).tolist()
     assert got == pytest.approx(expected[::-1], rel=1e-12)
+
+
+def test_deviation_is_one_threshold_in_units_of_every_layer():
+    g = torch.Generator().manual_seed(0)
+    layers = [torch.randn(60, generator=g), 100 * torch.randn(80, generator=g), torch.rand(40, generator=g)]
+    counts = allocation("deviation").counts([(60,), (80,), (40,)], 70, [w.abs() for w in layers])
+    units = [w.abs() / w.square().mean().sqrt() for w in layers]
+    threshold = torch.cat(units).sort(descending=True).values[69]
+    assert counts == [int((u >= threshold).sum()) for u in units]
 
 
 def test_lamp_facts():

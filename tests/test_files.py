@@ -383,7 +383,9 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert load(tmp_path / "target").keys() == {"weight", "bias"}
 
 
-@pytest.mark.parametrize("broken", ["save_file", "_flush", "replace"])
+@pytest.mark.parametrize(
+    "broken", ["openwork.files.container.save_file", "openwork.durable._flush", "pathlib.Path.replace"]
+)
 def test_a_failure_on_the_way_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -394,8 +396,7 @@ def test_a_failure_on_the_way_leaves_the_old_file(
     def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    where = "pathlib.Path" if broken == "replace" else "openwork.files.container"
-    monkeypatch.setattr(f"{where}.{broken}", fail)
+    monkeypatch.setattr(broken, fail)
     with pytest.raises(FileError, match=r"Permission denied.*untouched"):
         save(Holder(w=torch.zeros(3)), path)
     assert path.read_bytes() == before

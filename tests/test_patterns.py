@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwork.patterns import NM, Block, FanIn, Groups, Unstructured, pattern, top_k
+from openwork.patterns import NM, Block, FanIn, Gates, Groups, Unstructured, pattern, top_k
 
 few = settings(max_examples=30)
 FLOATS = [torch.float64, torch.float32, torch.bfloat16]
@@ -86,6 +86,16 @@ def competitions(p, shape):
                     for t in taps
                 ]
             ]
+        case Gates(n):
+            part = out // n
+            return [
+                [
+                    [at(o + k * part, i, t) for k in range(n)]
+                    for o in range(part)
+                    for i in range(inputs)
+                    for t in taps
+                ]
+            ]
         case Groups(0):
             return [[[at(o, i, t) for i in range(inputs) for t in taps] for o in range(out)]]
         case Groups(1):
@@ -103,6 +113,7 @@ PATTERNS = [
     Block(3, 2),
     Groups(0),
     Groups(1),
+    Gates(3),
 ]
 SHAPES = [(6, 12), (6, 12, 3), (6, 12, 2, 3), (12, 12), (3, 6, 1, 1)]
 FITTING = [(p, s) for p in PATTERNS for s in SHAPES if p.misfit(s) is None]
@@ -200,6 +211,7 @@ def test_impossible_patterns_are_refused(make):
         (Block(3, 4), (3, 6), "6 inputs are no multiple of 4"),
         (FanIn(7), (3, 6), "6 inputs, 7 were asked for"),
         (Groups(2), (3, 6), "no axis 2"),
+        (Gates(4), (6, 6), "6 outputs are no multiple of 4 gates"),
     ],
 )
 def test_misfits_say_why(p, shape, why):

@@ -1,6 +1,7 @@
 """Two real processes against one with the double batch, in float64."""
 
 import contextlib
+import copy
 import os
 import socket
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openwork import CSR, GMP, SET, RigL, SparseLinear, attach, processes, to_sparse_
+from openwork import CSR, DNW, GMP, GSE, SET, SNFS, RigL, SparseLinear, SRigL, attach, processes, to_sparse_
 from openwork.layouts import linear
 
 STEPS = 9
@@ -21,6 +22,12 @@ METHODS = {
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+}
+SHARDED = METHODS | {
+    "gse": GSE(sparsity=0.7, allocation="uniform", every=2, steps=STEPS, until=1.0),
+    "snfs": SNFS(sparsity=0.7, allocation="uniform", every=2, steps=STEPS),
+    "srigl": SRigL(sparsity=0.7, allocation="uniform", every=2, steps=STEPS, until=1.0),
+    "gmp": GMP(sparsity=0.7, steps=STEPS),
 }
 RUNS = [
     (storage, method, optimizer)
@@ -125,12 +132,60 @@ def shrinking():
     attach(DistributedDataParallel(model), None, GMP(steps=10))
 
 
-def sharded():
+def wrapped_later(rank):
+    """As :func:`shrinking`, but wrapped when the method is already at work."""
+    model, method = network(), GMP(sparsity=0.5, steps=10)
+    to_sparse_(model, method)
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
+    DistributedDataParallel(model)(data()[rank][0])
+
+
+def fully_sharded(model):
     from torch.distributed.fsdp import fully_shard
 
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer)
+    return fully_shard(model)
+
+
+def train_sharded(method, rank, interrupted=False):
+    """What :func:`train` returns, of a model whose parameters, masks and optimizer state are sharded; interrupted after step 5,
+    and begun again from what was saved.
+    """
+    method, start, saved, losses = SHARDED[method], 0, None, []
+    for stop in (5, STEPS) if interrupted else (STEPS,):
+        model = fully_sharded(network())
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        if saved is not None:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+        sparsifier = attach(model, optimizer, method, resume=saved and saved[2])
+        for x, y in data()[start:stop]:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[4 * rank : 4 * rank + 4]), y[4 * rank : 4 * rank + 4])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        for c in sparsifier.connections.values():
+            assert c.inactive.shape == c.weight.parameter.to_local().shape
+            assert c.kept == c.positions.numel()
+            assert not c.weight.parameter.to_local()[c.inactive].any()
+        saved, start = (
+            copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict())),
+            stop,
+        )
+    weights = [p.full_tensor().detach() for name, p in model.named_parameters() if name.endswith("weight")]
+    return losses, weights, [c.positions for c in sparsifier.connections.values()]
+
+
+def sharded(form):
     model = network()
-    fully_shard(model)
-    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), SET(sparsity=0.5, steps=10))
+    method = SET(sparsity=0.5, steps=10) if form == "stored" else DNW(sparsity=0.5)
+    if form == "stored":
+        to_sparse_(model, method)
+    fully_sharded(model)
+    attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
 
 
 def work(rank, port, folder):
@@ -144,7 +199,10 @@ def work(rank, port, folder):
         "seeds": same_from_different_seeds(rank),
         "disagreement": error(lambda: disagreement(rank)),
         "shrinking": error(shrinking),
-        "sharded": error(sharded),
+        "wrapped later": error(lambda: wrapped_later(rank)),
+        "sharded": {form: error(lambda form=form: sharded(form)) for form in ("stored", "latent")},
+        "sharded runs": {method: train_sharded(method, rank) for method in SHARDED},
+        "sharded again": train_sharded("rigl", rank, interrupted=True),
         "mean": processes.averaged(torch.tensor([1.0 + rank, 4.0])),
     }
     torch.save(found, f"{folder}/{rank}")
@@ -202,7 +260,40 @@ def test_errors_name_what_is_wrong(both):
         assert "when the sparsifier was attached" in found["disagreement"]
         assert "different connections in 1.weight: rank 1 differs" in found["disagreement"]
         assert "gmp changes how many connections a parameter has" in found["shrinking"]
-        assert "0.weight is sharded over processes" in found["sharded"]
+        assert "gmp changes how many connections a parameter has" in found["wrapped later"]
+        assert "0.weight holds only its kept connections, and is sharded" in found["sharded"]["stored"]
+        assert "dnw trains pruned weights out of sight" in found["sharded"]["latent"]
+        assert "0.weight, 2.weight are sharded over" in found["sharded"]["latent"]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_parameters_are_trained_as_whole_ones(both, name):
+    """Every process holds a part of the parameters, masks and moments, and all decide as one that holds everything."""
+    model, method = network(), SHARDED[name]
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    sparsifier = attach(model, optimizer, method)
+    losses = []
+    for x, y in data():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    shares = [found["sharded runs"][name] for found in both]
+    for step, loss in enumerate(losses):
+        assert sum(share[0][step] for share in shares) / 2 == pytest.approx(loss, rel=1e-12)
+    for _, weights, positions in shares:
+        for c, found, weight in zip(sparsifier.connections.values(), positions, weights, strict=True):
+            assert torch.equal(found, c.positions)
+            torch.testing.assert_close(weight, c.weight.parameter.detach(), rtol=1e-10, atol=1e-13)
+
+
+def test_an_interrupted_sharded_run_has_the_bits_of_a_straight_one(both):
+    for found in both:
+        straight, again = found["sharded runs"]["rigl"], found["sharded again"]
+        assert straight[0] == again[0]
+        for part in (1, 2):
+            assert all(torch.equal(a, b) for a, b in zip(straight[part], again[part], strict=True))
 
 
 def test_the_mean_over_processes(both):

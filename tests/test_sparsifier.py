@@ -625,7 +625,9 @@ def test_a_layer_that_was_not_used_does_no_harm():
 def test_a_frozen_layer_keeps_its_zeros():
     model = mlp()
     model[0].weight.requires_grad_(False)
-    sparsifier = attach(model, optim.SGD(model.parameters(), lr=0.1), StaticRandom(sparsity=0.7))
+    sparsifier = attach(
+        model, optim.SGD(model.parameters(), lr=0.1), StaticRandom(sparsity=0.7, include=("0.weight",))
+    )
     assert int((model[0].weight != 0).sum()) == sparsifier.connections["0.weight"].kept
 
 

@@ -68,7 +68,7 @@ struct Job {
   const float* x;
   float* y;
   std::int64_t inputs, outputs;
-  const float* bias;
+  const float *scales, *bias;  // either may be null
   Activation activation;
   int threads;
 
@@ -110,10 +110,10 @@ struct Job {
   template <Activation a, int samples>
   OPENWORK_INLINE void deliver(std::int64_t row, Vec (&sum)[samples][group_rows]) const {
     const std::int64_t rows = smaller(group_rows, outputs - row);
-    const Vec offset = bias ? load_first(bias + row, rows) : Vec{};
+    const Vec offset = bias ? load_first(bias + row, rows) : Vec{}, factor = scales ? load_first(scales + row, rows) : Vec{};
     OPENWORK_UNROLL
     for (int s = 0; s < samples; ++s) {
-      const Vec v = sums(sum[s]);
+      const Vec v = scales ? sums(sum[s]) * factor : sums(sum[s]);
       store_first(y + s * outputs + row, apply<a>(bias ? v + offset : v), rows);
     }
   }
@@ -133,21 +133,19 @@ struct Job {
 
 }  // namespace
 
-// x [batch][inputs], y [batch][outputs]; bias may be 0. Behind the last value lie 16 more that may be read.
+// x [batch][inputs], y [batch][outputs]; scales (of rows) and bias may be 0. Behind the last value lie 16 more that may be read.
 KERNEL(bitmasked_linear, Address x, Address y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, Address masks,
-       Address values, Address first, bool bfloat16, Address bias, int activation, int threads) {
+       Address values, Address first, int precision, Address scales, Address bias, int activation, int threads) {
   const std::int64_t blocks = (inputs + mask_bits - 1) / mask_bits;
   for (std::int64_t sample = 0; sample < batch; sample += most_samples) {
     const std::int64_t samples = smaller(most_samples, batch - sample);
-    const Job job{at<const float>(x) + sample * inputs, at<float>(y) + sample * outputs, inputs, outputs, at<const float>(bias),
-                  static_cast<Activation>(activation), threads};
-    const auto run = [&](auto weight) {
+    const Job job{at<const float>(x) + sample * inputs, at<float>(y) + sample * outputs, inputs, outputs, at<const float>(scales),
+                  at<const float>(bias), static_cast<Activation>(activation), threads};
+    with_weight(precision, [&](auto weight) {
       using Weight = decltype(weight);
       job.run(Bitmasked<Weight>{at<const std::uint64_t>(masks), at<const Weight>(values), at<const std::int64_t>(first), blocks},
               samples);
-    };
-    if (bfloat16) run(BFloat16{});
-    else run(float{});
+    });
   }
 }
 

@@ -4,13 +4,15 @@
 // kept weight costs what it costs in a dense product. For a handful of samples and 16 rows the weights of an entry are vectors
 // themselves, and each sample is one broadcast.
 #include "groups.h"
+#include "weight.h"
 
 namespace openwork::OPENWORK_LEVEL {
 namespace {
 
+template <class Weight>
 struct RowBlocks {
   const std::int32_t* column;  // [entries]
-  const float* weight;         // [entries][height]
+  const Weight* weight;        // [entries][height]
   const std::int32_t* first;   // [blocks][groups] first entry, and the end of all
   std::int64_t block_count, group_count;
 };
@@ -20,7 +22,7 @@ template <int height>
 constexpr int turn = height < 8 ? height : 8;
 
 template <int height, int width>
-void multiply(const RowBlocks& w, std::int64_t begin, std::int64_t end, const float* x, float* y) {
+void multiply(const RowBlocks<float>& w, std::int64_t begin, std::int64_t end, const float* x, float* y) {
   constexpr int rows = turn<height>, vectors = strip_vectors<rows, width>;
   for (std::int64_t block = 0; block < w.block_count; ++block)
     for (std::int64_t group = begin; group < end; ++group) {
@@ -42,7 +44,7 @@ void multiply(const RowBlocks& w, std::int64_t begin, std::int64_t end, const fl
 }
 
 template <int height>
-void run(const RowBlocks& w, const Layer& layer, int threads) {
+void run(const RowBlocks<float>& w, const Layer& layer, int threads) {
   run_layer(layer, threads, [&](auto width, std::int64_t part, const float* x, float* y) {
     multiply<height, width>(w, layer.parts[part] / height, (layer.parts[part + 1] + height - 1) / height, x, y);
   });
@@ -50,19 +52,19 @@ void run(const RowBlocks& w, const Layer& layer, int threads) {
 
 // `samples` samples and one group of 16 rows, straight from and to row-major activations. Entries are added in `chains` chains,
 // because one would wait for itself.
-template <Activation activation, int samples>
-void multiply_few(const RowBlocks& w, std::int64_t group, const Layer& layer, std::int64_t sample) {
+template <Activation activation, int samples, class Weight>
+void multiply_few(const RowBlocks<Weight>& w, const float* scales, std::int64_t group, const Layer& layer, std::int64_t sample) {
   constexpr int vectors = 16 / lanes, chains = accumulators / vectors / samples > 1 ? accumulators / vectors / samples : 1;
   const float* x = layer.x + sample * layer.inputs;
   Vec sum[chains][samples][vectors] = {};
   const auto add = [&](int chain, std::int32_t e) __attribute__((always_inline)) {
     const float* in = x + w.column[e];
-    const float* weight = w.weight + static_cast<std::size_t>(e) * 16;
+    const Weight* weight = w.weight + static_cast<std::size_t>(e) * 16;
     OPENWORK_UNROLL
     for (int b = 0; b < samples; ++b) {
       const Vec input = broadcast(in[b * layer.inputs]);
       OPENWORK_UNROLL
-      for (int j = 0; j < vectors; ++j) sum[chain][b][j] = input * load(weight + j * lanes) + sum[chain][b][j];
+      for (int j = 0; j < vectors; ++j) sum[chain][b][j] = input * weights(weight + j * lanes) + sum[chain][b][j];
     }
   };
   std::int32_t e = w.first[group];
@@ -85,21 +87,23 @@ void multiply_few(const RowBlocks& w, std::int64_t group, const Layer& layer, st
       Vec total = sum[0][b][j];
       OPENWORK_UNROLL
       for (int c = 1; c < chains; ++c) total += sum[c][b][j];
+      if (scales) total = total * load_first(scales + row + j * lanes, left);
       if (layer.bias) total += load_first(layer.bias + row + j * lanes, left);
       store_first(layer.y + (sample + b) * layer.outputs + row + j * lanes, apply<activation>(total), left);
     }
   }
 }
 
-void run_few(const RowBlocks& w, const Layer& layer, int threads) {
+template <class Weight>
+void run_few(const RowBlocks<Weight>& w, const float* scales, const Layer& layer, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (std::int64_t part = 0; part < layer.part_count; ++part)
     with(layer.activation, [&](auto a) {
       for (std::int64_t group = layer.parts[part] / 16; group * 16 < layer.parts[part + 1]; ++group) {
         std::int64_t sample = 0;
-        for (; sample + 4 <= layer.batch; sample += 4) multiply_few<a, 4>(w, group, layer, sample);
-        for (; sample + 2 <= layer.batch; sample += 2) multiply_few<a, 2>(w, group, layer, sample);
-        for (; sample < layer.batch; ++sample) multiply_few<a, 1>(w, group, layer, sample);
+        for (; sample + 4 <= layer.batch; sample += 4) multiply_few<a, 4>(w, scales, group, layer, sample);
+        for (; sample + 2 <= layer.batch; sample += 2) multiply_few<a, 2>(w, scales, group, layer, sample);
+        for (; sample < layer.batch; ++sample) multiply_few<a, 1>(w, scales, group, layer, sample);
       }
     });
 }
@@ -109,16 +113,24 @@ constexpr std::int64_t few_samples = 12;
 
 }  // namespace
 
-// Weights are aligned to 64 bytes. height: 2, 4, 8 or 16.
+// Weights are aligned to 64 bytes. height: 2, 4, 8 or 16. Narrow weights are for few samples: height 16, one block of columns.
+// scales (of rows) may be 0.
 KERNEL(row_blocks, Address x, Address y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, Address bias,
-       int activation, Address parts, std::int64_t part_count, int threads, int height, Address column, Address weight,
-       Address first, std::int64_t block_count, std::int64_t group_count) {
+       int activation, Address parts, std::int64_t part_count, int threads, int height, int precision, Address column,
+       Address weight, Address first, Address scales, std::int64_t block_count, std::int64_t group_count) {
   const Layer layer{at<const float>(x), at<float>(y), batch, inputs, outputs, at<const float>(bias),
                     static_cast<Activation>(activation), at<const std::int32_t>(parts), part_count};
-  const RowBlocks w{at<const std::int32_t>(column), at<const float>(weight), at<const std::int32_t>(first), block_count,
-                    group_count};
-  if (height == 16 && block_count == 1 && batch < few_samples) run_few(w, layer, threads);
-  else if (height == 16) run<16>(w, layer, threads);
+  const auto few = [&](auto number) {
+    using Weight = decltype(number);
+    const RowBlocks<Weight> w{at<const std::int32_t>(column), at<const Weight>(weight), at<const std::int32_t>(first), block_count,
+                              group_count};
+    run_few(w, at<const float>(scales), layer, threads);
+  };
+  if (precision != static_cast<int>(Precision::float32) || (height == 16 && block_count == 1 && batch < few_samples))
+    return with_weight(precision, few);
+  const RowBlocks<float> w{at<const std::int32_t>(column), at<const float>(weight), at<const std::int32_t>(first), block_count,
+                           group_count};
+  if (height == 16) run<16>(w, layer, threads);
   else if (height == 8) run<8>(w, layer, threads);
   else if (height == 4) run<4>(w, layer, threads);
   else run<2>(w, layer, threads);

@@ -45,20 +45,24 @@ struct Slices {
   }
 
   template <Activation activation>
-  void deliver(std::int64_t i, const Vec (&sum)[slice_rows / lanes], const float* bias, float* y) const {
-    alignas(64) float out[slice_rows], offset[slice_rows] = {};
+  void deliver(std::int64_t i, const Vec (&sum)[slice_rows / lanes], const float* scales, const float* bias, float* y) const {
+    alignas(64) float out[slice_rows], factor[slice_rows] = {}, offset[slice_rows] = {};
     const std::int32_t* rows = row + i * slice_rows;
+    if (scales)
+      for (int j = 0; j < slice_rows; ++j) factor[j] = rows[j] < 0 ? 0.0f : scales[rows[j]];
     if (bias)
       for (int j = 0; j < slice_rows; ++j) offset[j] = rows[j] < 0 ? 0.0f : bias[rows[j]];
-    for (int j = 0; j < slice_rows; j += lanes)
-      store(out + j, apply<activation>(bias ? sum[j / lanes] + load(offset + j) : sum[j / lanes]));
+    for (int j = 0; j < slice_rows; j += lanes) {
+      const Vec scaled = scales ? sum[j / lanes] * load(factor + j) : sum[j / lanes];
+      store(out + j, apply<activation>(bias ? scaled + load(offset + j) : scaled));
+    }
     for (int j = 0; j < slice_rows; ++j)
       if (rows[j] >= 0) y[rows[j]] = out[j];
   }
 
   template <Activation activation>
-  void product(const float* x, float* y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, const float* bias,
-               int threads) const {
+  void product(const float* x, float* y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, const float* scales,
+               const float* bias, int threads) const {
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int share = 0; share < threads; ++share) {
       const std::int64_t first = share_begin(end, count, 4, share, threads), last = share_begin(end, count, 4, share + 1, threads);
@@ -70,7 +74,7 @@ struct Slices {
         for (std::int64_t i = first; i < last; ++i) {
           Vec sum[slice_rows / lanes];
           multiply(i, own, sum);
-          deliver<activation>(i, sum, bias, y + sample * outputs);
+          deliver<activation>(i, sum, scales, bias, y + sample * outputs);
         }
       }
     }
@@ -79,15 +83,16 @@ struct Slices {
 
 }  // namespace
 
-// x [batch][inputs], y [batch][outputs]; columns are 16 bits wide or, if `wide`, 32; bias may be 0.
+// x [batch][inputs], y [batch][outputs]; columns are 16 bits wide or, if `wide`, 32; scales (of rows) and bias may be 0.
 KERNEL(sliced_linear, Address x, Address y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, Address columns,
-       Address values, Address ends, Address rows, std::int64_t count, bool wide, bool bfloat16, Address bias, int activation,
-       int threads) {
-  with_types(wide, bfloat16, [&](auto column, auto weight) {
+       Address values, Address ends, Address rows, std::int64_t count, bool wide, int precision, Address scales, Address bias,
+       int activation, int threads) {
+  with_types(wide, precision, [&](auto column, auto weight) {
     const Slices<decltype(column), decltype(weight)> slices{at<const decltype(column)>(columns), at<const decltype(weight)>(values),
                                                            at<const std::int64_t>(ends), at<const std::int32_t>(rows), count};
     with(static_cast<Activation>(activation), [&](auto a) {
-      slices.template product<a>(at<const float>(x), at<float>(y), batch, inputs, outputs, at<const float>(bias), threads);
+      slices.template product<a>(at<const float>(x), at<float>(y), batch, inputs, outputs, at<const float>(scales),
+                                  at<const float>(bias), threads);
     });
   });
 }

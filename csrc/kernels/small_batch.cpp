@@ -33,6 +33,8 @@ struct Spreader {
   OPENWORK_INLINE explicit Spreader(const BFloat16* p)
       : all(_mm256_castsi256_ps(
             _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16))) {}
+  OPENWORK_INLINE explicit Spreader(const Int8* p)
+      : all(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))) {}
 #else
   const Weight* all;
   OPENWORK_INLINE explicit Spreader(const Weight* p) : all(p) {}
@@ -144,15 +146,17 @@ void pack_samples(const float* x, std::int64_t batch, std::int64_t inputs, std::
   }
 }
 
-// `rows` rows of sums [row][width], plus bias, through the activation, to y from output `first` on.
+// `rows` rows of sums [row][width], times scales, plus bias, through the activation, to y from output `first` on.
 template <int width, Activation activation>
-void deliver(const float* sums, std::int64_t rows, const float* bias, std::int64_t first, float* y, std::int64_t outputs,
-             std::int64_t batch) {
+void deliver(const float* sums, std::int64_t rows, const float* scales, const float* bias, std::int64_t first, float* y,
+             std::int64_t outputs, std::int64_t batch) {
   constexpr int strip = width < lanes ? width : lanes;
   for (std::int64_t row = 0; row < rows; row += lanes) {
     const std::int64_t count = smaller(lanes, rows - row);
     const Vec offset = bias ? load_first(bias + first + row, count) : Vec{};
+    const Vec factor = scales ? load_first(scales + first + row, count) : Vec{};
     const auto finish = [&](Vec v, std::int64_t sample) __attribute__((always_inline)) {
+      if (scales) v = v * factor;
       store_first(y + sample * outputs + first + row, apply<activation>(bias ? v + offset : v), count);
     };
     if constexpr (width == 1) {
@@ -175,7 +179,7 @@ struct Job {
   const float* x;
   float* y;
   std::int64_t batch, inputs, outputs;
-  const float* bias;
+  const float *scales, *bias;  // either may be null
   Activation activation;
   int threads;
 
@@ -201,7 +205,7 @@ struct Job {
         for (std::int64_t first = boundary(share); first < last; first += group_rows) {
           const std::int64_t rows = smaller(group_rows, last - first);
           for (std::int64_t r = 0; r < rows; ++r) weight.multiply(first + r, packed, sums + r * width);
-          with(activation, [&](auto a) { deliver<width, a>(sums, rows, bias, first, y, outputs, batch); });
+          with(activation, [&](auto a) { deliver<width, a>(sums, rows, scales, bias, first, y, outputs, batch); });
         }
       }
     }
@@ -210,15 +214,16 @@ struct Job {
 
 }  // namespace
 
-// x [batch][inputs], y [batch][outputs], 16 samples at a time; columns are 16 bits wide or, if `wide`, 32; bias may be 0.
+// x [batch][inputs], y [batch][outputs], 16 samples at a time; columns are 16 bits wide or, if `wide`, 32; scales (of rows)
+// and bias may be 0.
 KERNEL(small_batch_linear, Address x, Address y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, Address columns,
-       Address values, Address ends, bool wide, bool bfloat16, Address bias, int activation, int threads) {
+       Address values, Address ends, bool wide, int precision, Address scales, Address bias, int activation, int threads) {
   constexpr std::int64_t most = 16;
   for (std::int64_t sample = 0; sample < batch; sample += most) {
     const std::int64_t samples = smaller(most, batch - sample);
     const Job job{at<const float>(x) + sample * inputs, at<float>(y) + sample * outputs, samples, inputs, outputs,
-                  at<const float>(bias), static_cast<Activation>(activation), threads};
-    with_types(wide, bfloat16, [&](auto column, auto weight) {
+                  at<const float>(scales), at<const float>(bias), static_cast<Activation>(activation), threads};
+    with_types(wide, precision, [&](auto column, auto weight) {
       using Column = decltype(column);
       using Weight = decltype(weight);
       const auto* c = at<const Column>(columns);

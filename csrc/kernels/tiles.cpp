@@ -5,16 +5,13 @@
 namespace openwork::OPENWORK_LEVEL {
 namespace {
 
-// Features converted as one piece of work.
-constexpr std::int64_t piece = 64;
-
 template <class Convert>
 void for_pieces(std::int64_t batch, std::int64_t features, int threads, Convert convert) {
-  const std::int64_t tiles = (batch + tile_width - 1) / tile_width, pieces = (features + piece - 1) / piece;
+  const std::int64_t tiles = (batch + tile_width - 1) / tile_width, pieces = (features + feature_piece - 1) / feature_piece;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (std::int64_t i = 0; i < tiles * pieces; ++i) {
-    const std::int64_t tile = i / pieces, begin = i % pieces * piece;
-    convert(tile, smaller(tile_width, batch - tile * tile_width), begin, smaller(features, begin + piece));
+    const std::int64_t tile = i / pieces, begin = i % pieces * feature_piece;
+    convert(tile, smaller(tile_width, batch - tile * tile_width), begin, smaller(features, begin + feature_piece));
   }
 }
 

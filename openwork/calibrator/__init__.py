@@ -7,7 +7,15 @@
 - :mod:`.planning`, :mod:`.undo`, :mod:`.report`: what will be done, how to put it back, and what was done.
 """
 
-from openwork.calibrator.contract import Block, BlockCalibrated, Calibrated, Layer, Solution, Stage
+from openwork.calibrator.contract import (
+    Block,
+    BlockCalibrated,
+    Calibrated,
+    Layer,
+    ModelCalibrated,
+    Solution,
+    Stage,
+)
 from openwork.calibrator.report import Calibration, Line
 from openwork.calibrator.walk import calibrate_
 
@@ -18,6 +26,7 @@ __all__ = [
     "Calibration",
     "Layer",
     "Line",
+    "ModelCalibrated",
     "Solution",
     "Stage",
     "calibrate_",

@@ -36,9 +36,39 @@ class Collection:
         self._statistics: dict[str, Statistics] = {}
 
     def __getitem__(self, layer: Matrix) -> Statistics:
-        """Statistics of a layer; of no tokens where it was never reached (an expert that no token chose)."""
+        """Statistics of a layer. For an expert that no token chose, while others were, they say that all inputs are alike.
+
+        Raises:
+            ValueError: nothing was seen to go through the parameter.
+        """
         leader = self._leader.get(layer.name)
-        return self._new(layer) if leader is None else self._statistics[leader]
+        if leader is not None and self._statistics[leader].count:
+            return self._statistics[leader]
+        if not any(other.weight is layer.weight and other.name in self._leader for other in self._layers):
+            raise ValueError(
+                f"no batch of the calibration data was seen to go through {layer.weight.name}: "
+                f"exclude it, exclude=({layer.weight.name!r},)"
+            )
+        return Statistics.of_unit_inputs(layer.matrix_shape[1], **self._options(layer))
+
+    def sequence(self) -> list[list[Matrix]]:
+        """The layers in groups, in the order in which they read: a group reads the same tensor. All experts of one fused
+        weight are one group.
+        """
+        of: dict[str, int] = {}
+        groups: dict[int, list[Matrix]] = {}
+        named = {layer.name: layer for layer in self._layers}
+        for name, leader in self._leader.items():
+            layer = named[name]
+            key = of.get(named[leader].weight.name, of.get(layer.weight.name, len(of)))
+            of.setdefault(layer.weight.name, key)
+            groups.setdefault(key, []).append(layer)
+        never = [layer for layer in self._layers if layer.name not in self._leader]
+        for layer in never:
+            key = of.get(layer.weight.name, len(of))
+            of.setdefault(layer.weight.name, key)
+            groups.setdefault(key, []).append(layer)
+        return list(groups.values())
 
     def run(self, batch: int, tokens: Tensor | None, forward: Callable[[], Any]) -> Any:
         """Run ``forward`` and add up what the layers read meanwhile; returns what it returns.
@@ -57,7 +87,9 @@ class Collection:
             read.setdefault(name, set())
             leader = self._leader.setdefault(name, first.get(key, name))
             if leader == name and key not in read[name]:
-                total = self._statistics.setdefault(name, self._new(layer, rows))
+                if name not in self._statistics:
+                    self._statistics[name] = Statistics(layer.matrix_shape[1], **self._options(layer))
+                total = self._statistics[name]
                 total.add(rows)
                 if not bool(total.mean.isfinite().all()):
                     raise ValueError(
@@ -74,15 +106,14 @@ class Collection:
             raise Parted(frozenset(parted | {self._leader[name] for name in parted}))
         return result
 
-    def _new(self, layer: Matrix, rows: Tensor | None = None) -> Statistics:
-        dtype = layer.weight.parameter.dtype
-        return Statistics(
-            layer.view(layer.weight.parameter).flatten(1).shape[1],
-            gram=self._wanted.gram,
-            samples=self._wanted.samples,
-            dtype=torch.float64 if dtype == torch.float64 else torch.float32,
-            device=layer.weight.parameter.device if rows is None else rows.device,
-        )
+    def _options(self, layer: Matrix) -> dict[str, Any]:
+        parameter = layer.weight.parameter
+        return {
+            "gram": self._wanted.gram,
+            "samples": self._wanted.samples,
+            "dtype": torch.float64 if parameter.dtype == torch.float64 else torch.float32,
+            "device": parameter.device,
+        }
 
 
 class Parted(Exception):

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from openwork.allocation import Allocation
+from openwork.blocks import Matrix
 from openwork.method import Method
 from openwork.patterns import Pattern
+from openwork.reconstruction.admm import Normalized
 from openwork.reconstruction.hessian import inverse_factor, layer_error
+from openwork.scores import Loss
 from openwork.statistics import Statistics
 
 
@@ -78,13 +81,29 @@ class Layer:
         s = self.statistics
         return s.once(("inverse factor", damping), lambda: inverse_factor(s.gram, damping))
 
-    def error(self, weight: Tensor) -> float:
-        """Squared error of the layer's outputs when it computes with ``weight``, relative to their own square:
-        ``E(weight - dense) / E(dense)``. Needs ``X^T X``.
+    def normalized(self, damping: float) -> Normalized:
+        """``H`` in units where every input has norm one, and its inverses; computed once for all layers that read the same
+        tensor.
         """
-        gram = self.statistics.gram
-        norm = float(layer_error(self.dense, gram))
-        return float(layer_error(weight - self.dense, gram)) / norm if norm else 0.0
+        s = self.statistics
+        return s.once(("normalized", damping), lambda: Normalized(s.gram, damping))
+
+    def error(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """Squared error of the layer's outputs when it computes with other values, relative to ``E(dense)``, the square of
+        what its weights make of its inputs. Needs ``X^T X``.
+
+        Args:
+            weight: ``W [out, in]``; with ``D = W - dense``, the error is ``E(D) = tr(D H D^T)``.
+            bias: ``[out]``, where it is not the dense one. A change ``c`` of it adds ``2 n c . D mean(x) + n ||c||^2`` over ``n``
+                tokens.
+        """
+        s, change = self.statistics, weight - self.dense
+        error = float(layer_error(change, s.gram))
+        if bias is not None:
+            shift = bias.double() - (0.0 if self.dense_bias is None else self.dense_bias.double())
+            error += s.count * float(2 * shift @ (change.double() @ s.mean) + shift @ shift)
+        norm = float(layer_error(self.dense, s.gram))
+        return max(error, 0.0) / norm if norm else 0.0
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,9 @@ class Block:
         inputs: the recorded calls, one a batch: pass one to :meth:`run`.
         targets: what the dense block returns for each of them.
         tokens: a batch -> boolean marking the tokens that are no padding, ``[n, length]``, or None where all count.
+        layers: the matrices of the block that the recipe works on, by the names that ``parts`` has.
+        parts: layer -> what earlier stages said of it (:attr:`Solution.parts`). A stage that changes such a weight puts what is
+            then true in their place.
     """
 
     name: str
@@ -155,6 +177,8 @@ class Block:
     inputs: Sequence[Any]
     targets: Sequence[Tensor]
     tokens: Sequence[Tensor | None]
+    layers: Mapping[str, Matrix] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, index: int) -> Tensor:
         """What the block returns for batch ``index`` as it is now: the tensor that the next block reads. Gradients flow
@@ -162,6 +186,17 @@ class Block:
         """
         output: Tensor = self.inputs[index].run(self.module)
         return output
+
+    def weight(self, layer: str) -> Tensor:
+        """The weight of one of :attr:`layers` as it is now, float32 ``[out, in * prod(kernel)]``, a copy."""
+        m = self.layers[layer]
+        return m.matrix(m.weight.parameter.detach())
+
+    def mask(self, layer: str) -> Tensor:
+        """The mask of one of :attr:`layers`, of the shape of :meth:`weight`."""
+        m = self.layers[layer]
+        name = next(name for name, p in self.module.named_parameters() if p is m.weight.parameter)
+        return m.view(self.masks[name]).flatten(1)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -175,10 +210,40 @@ class BlockCalibrated(Method):
     """A stage that works on one block after another."""
 
     reads_zeros: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    """Whether the block computes the same afterwards, as when scale moves from one layer to another. Such stages come first, and
+    the next ones take the block as it then is for the dense one."""
 
     @abstractmethod
-    def solve_block(self, block: Block) -> None:
-        """Change the parameters of ``block.module`` in place. The engine sees to it that no zero was filled."""
+    def solve_block(self, block: Block) -> Mapping[str, Any] | None:
+        """Change the parameters of ``block.module`` in place. The engine sees to it that no zero was filled.
+
+        Returns:
+            What there is to say of it; ends up in :attr:`Calibration.parts` under the block's name.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCalibrated(Method):
+    """A stage that works on the whole model, after those that work on its layers and blocks."""
+
+    reads_zeros: ClassVar[bool] = True
+
+    @abstractmethod
+    def solve_model(
+        self, model: nn.Module, masks: Mapping[str, Tensor], data: Sequence[Any], loss: Loss | None
+    ) -> Mapping[str, Any] | None:
+        """Change parameters of ``model`` in place. Whoever calls sees to it that no zero was filled.
+
+        Args:
+            model: compressed as far as the stages before went.
+            masks: parameter name -> boolean mask ``[out, in, *kernel]``, True = kept.
+            data: batches, as they were given.
+            loss: of outputs and targets, or None where none was given.
+
+        Returns:
+            What there is to say of it; ends up in :attr:`Calibration.parts` under the stage's name.
+        """
 
 
 Stage = Calibrated | BlockCalibrated

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from openwork.allocation import exact_counts
+from openwork.allocation import allocation, exact_counts
 from openwork.blocks import Matrix, Stack, unseen
-from openwork.method import Method
+from openwork.layer_allocation import LayerAllocation
+from openwork.method import Method, N
 from openwork.plan import Plan, Row, plan, prunable
 
 
-def plans(model: nn.Module, stages: Sequence[Method], rows_of_blocks: Sequence[Stack]) -> list[Plan]:
-    """A plan for each stage. Weights outside the blocks, and those whose inputs cannot be watched, stay dense.
+def left_dense(model: nn.Module, rows_of_blocks: Sequence[Stack]) -> dict[str, str]:
+    """Weights that no stage works on, and why: those outside the blocks, and those whose inputs cannot be watched.
 
     Raises:
-        ValueError: a stage finds nothing to work on, or weights that hold only their kept connections, or that are not finite.
+        ValueError: a layer holds only its kept connections already, or NaN.
     """
     inside = {
         id(p) for stack in rows_of_blocks for block in stack.blocks.values() for p in block.parameters()
@@ -26,28 +28,48 @@ def plans(model: nn.Module, stages: Sequence[Method], rows_of_blocks: Sequence[S
     for weight in prunable(model):
         if weight.stored:
             raise ValueError(f"{weight.name} holds only its kept connections already: use to_dense_ first")
+        if not bool(weight.parameter.isfinite().all()):
+            raise ValueError(f"{weight.name} holds NaN or infinity: nothing was changed")
         if weight.reason:
             continue
         if id(weight.parameter) not in inside:
             dense[weight.name] = "outside the blocks"
         elif reason := unseen(weight):
             dense[weight.name] = reason
-    return [_plan(model, stage, dense) for stage in stages]
+    return dense
 
 
-def _plan(model: nn.Module, stage: Method, dense: Mapping[str, str]) -> Plan:
-    asked = dataclasses.replace(stage, exclude=(*stage.exclude, *dense))
-    found = plan(model, asked)
-    for row in found.sparse:
-        if not bool(row.weight.parameter.isfinite().all()):
-            raise ValueError(f"{row.name} holds NaN or infinity: nothing was changed")
+def restricted(stage: N, dense: Mapping[str, str]) -> N:
+    """The stage, told to leave out what no stage works on."""
+    return dataclasses.replace(stage, exclude=(*stage.exclude, *dense)) if dense else stage
+
+
+def planned(
+    model: nn.Module, stage: Method, dense: Mapping[str, str], measures: Mapping[str, float] | None = None
+) -> Plan:
+    """The plan of one stage.
+
+    Args:
+        model: as it is.
+        stage: of the recipe.
+        dense: of :func:`left_dense`.
+        measures: parameter -> the number that the stage's :class:`LayerAllocation` makes of it.
+    """
+    scores = None if measures is None else {name: torch.tensor(m) for name, m in measures.items()}
+    found = plan(model, restricted(stage, dense), scores)
     rows = (
         dataclasses.replace(row, why=f"dense: {dense[row.name]}")
-        if row.name in dense and row.why == "excluded: by name"
+        if row.name in dense and not row.sparse
         else row
         for row in found
     )
     return Plan(stage, tuple(rows))
+
+
+def measuring(stage: Method) -> LayerAllocation | None:
+    """The allocation of a stage, where that has to see the layers of the dense model first."""
+    rule = allocation(stage.allocation)
+    return rule if isinstance(rule, LayerAllocation) and not stage.reads_zeros else None
 
 
 def beginning(row: Row, masks: Mapping[str, Tensor]) -> Tensor:

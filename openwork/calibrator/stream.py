@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,37 @@ class Stream:
 
     def call(self, batch: int) -> Call:
         """How the present block is called in a batch."""
-        i, calls = self._position, self._recorded[batch]
-        if i == 0 or self.wiring is None:
-            return calls[i]
-        flowing, leaves = self._flowing[batch], []
+        if self._position == 0 or self.wiring is None:
+            return self._recorded[batch][self._position]
+        return self._call(self._position, batch, self._flowing[batch])
+
+    def through(self, batch: int, blocks: Sequence[Callable[..., Any]]) -> Tensor:
+        """What comes out of a span of blocks that begins at the present one, in a batch.
+
+        Args:
+            batch: which.
+            blocks: called in the places of those of the model; gradients flow where they are enabled.
+
+        Raises:
+            ValueError: the model computes something between its blocks, and the span is longer than one.
+        """
+        if self.wiring is None and len(blocks) > 1:
+            raise ValueError(
+                "the model computes something between its blocks: only a window of 1 is possible"
+            )
+        call = self.call(batch)
+        for further, block in enumerate(blocks[:-1], start=1):
+            call = self._call(self._position + further, batch, call.outputs(block))
+        return call.run(blocks[-1])
+
+    def _call(self, i: int, batch: int, before: Sequence[Any]) -> Call:
+        """How block ``i`` is called in a batch, when the one before it returned ``before``."""
+        assert self.wiring is not None
+        calls, leaves = self._recorded[batch], []
         for j, wire in enumerate(self.wiring.wires[i]):
             match wire:
                 case FromBefore(index):
-                    leaves.append(flowing[index])
+                    leaves.append(before[index])
                 case FromFirst(index):
                     leaves.append(calls[0].leaves[index])
                 case Same(value):
@@ -99,17 +122,23 @@ class Stream:
                     leaves.append(calls[i].leaves[j])
         return Call(self.wiring.specs[i], tuple(leaves), self.wiring.outputs[i])
 
-    def advance(self) -> None:
-        """Run the present block as it is now on every batch, and go on to the next."""
+    def advance(self, *, keep: bool = False) -> list[Tensor]:
+        """Run the present block as it is now on every batch, and go on to the next; returns its outputs, to ``keep``."""
         i, last = self._position, self._position + 1 == len(self._blocks)
-        if self.wiring is not None and not last:
-            for b in range(len(self)):
-                self._flowing[b] = self.call(b).outputs(self._blocks[i])
+        flows, kept = self.wiring is not None and not last, []
+        for b in range(len(self) if flows or keep else 0):
+            call = self.call(b)
+            outputs = call.outputs(self._blocks[i])
+            if flows:
+                self._flowing[b] = outputs
+            if keep:
+                kept.append(outputs[call.output])
         self._position += 1
         if self.wiring is None and not last:
             self._record(self._position)
         elif i == 0:
             self._drop_unread()
+        return kept
 
     def close(self) -> None:
         """Forget all activations."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openwork.blocks import Matrix
+
 
 class Undo:
     """Remembers how a model was."""
@@ -31,10 +33,19 @@ class Undo:
         self._replaced.append((owner, child, owner.get_submodule(child)))
         owner.register_module(child, module)
 
-    def add_bias(self, module: nn.Module, bias: Tensor) -> None:
-        """Give a bias to a layer that has none."""
+    def add_bias(self, m: Matrix, bias: Tensor) -> None:
+        """Give a bias to a layer that has none.
+
+        Raises:
+            ValueError: it is of a kind that has no place for one.
+        """
+        module, parameter = m.weight.module, m.weight.parameter
+        if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or m.of > 1:
+            raise ValueError(
+                f"{m.name} belongs to a {type(module).__name__}, which has no place for a bias: exclude it"
+            )
         self._added.append(module)
-        module.register_parameter("bias", nn.Parameter(bias))
+        module.register_parameter("bias", nn.Parameter(bias.to(parameter.dtype), parameter.requires_grad))
 
     def undo(self) -> None:
         """Put everything back."""
@@ -42,7 +53,7 @@ class Undo:
             owner.register_module(child, module)
         for module in self._added:
             module.register_parameter("bias", None)
-        for tensor, value in self._values:
+        for tensor, value in reversed(self._values):
             tensor.copy_(value)
 
 
@@ -58,19 +69,23 @@ def all_or_nothing(model: nn.Module) -> Iterator[Undo]:
             raise
 
 
+_SETTINGS = {"use_cache": False, "_experts_implementation_internal": "eager"}
+"""What models of Transformers are told meanwhile: no cache, and experts one after another, where each can be watched."""
+
+
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
     """Inside this, dropout and caches are off."""
     modes = [(module, module.training) for module in model.modules()]
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    caches = [(config, config.use_cache) for config in configs.values() if hasattr(config, "use_cache")]
+    held = [(c, key, getattr(c, key)) for c in configs.values() for key in _SETTINGS if hasattr(c, key)]
     try:
         model.eval()
-        for config, _ in caches:
-            config.use_cache = False
+        for config, key, _ in held:
+            setattr(config, key, _SETTINGS[key])
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for config, used in caches:
-            config.use_cache = used
+        for config, key, value in held:
+            setattr(config, key, value)

@@ -7,37 +7,35 @@ inputs that it will see, and memory is that of one block.
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from openwork.blocks import Matrix, matrices, stacks
 from openwork.calibrator.batches import Batches
+from openwork.calibrator.checkpoint import Checkpoint
 from openwork.calibrator.collection import Collection, Parted, Wanted
-from openwork.calibrator.contract import (
-    Block,
-    BlockCalibrated,
-    Calibrated,
-    Layer,
-    Solution,
-    Stage,
-    zeros_stay,
-)
-from openwork.calibrator.planning import beginning, plans, share
-from openwork.calibrator.report import Calibration, Line
+from openwork.calibrator.contract import BlockCalibrated, Calibrated, Stage
+from openwork.calibrator.planning import beginning, left_dense, measuring, planned
+from openwork.calibrator.report import Calibration
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
-from openwork.plan import Row, unwrapped
+from openwork.calibrator.workshop import Workshop
+from openwork.layer_allocation import LayerAllocation, Seen
+from openwork.plan import Plan, unwrapped
 from openwork.progress import phase
 
 SAMPLES = 2048
 """Tokens kept as they are for methods that need samples."""
+
+Targets = Literal["dense_on_sparse_inputs", "dense_stream"]
 
 
 def calibrate_(
@@ -46,8 +44,13 @@ def calibrate_(
     *,
     data: Iterable[Any] | None,
     masks: Mapping[str, Tensor] | None = None,
+    chosen: Plan | None = None,
     blocks: str = "auto",
-    offload: Path | None = None,
+    true_sequential: bool = False,
+    targets: Targets = "dense_on_sparse_inputs",
+    errors: bool = False,
+    offload: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Calibration:
     """Put a model through a recipe, in place. Use :func:`openwork.sparsify_`, which calls this.
 
@@ -56,20 +59,46 @@ def calibrate_(
         stages: what to do with each layer, in order.
         data: calibration batches, see :class:`openwork.calibrator.batches.Batches`.
         masks: parameter name -> boolean mask ``[out, in, *kernel]`` to begin with; the zeros of the model by default.
+        chosen: the plan that those masks came from, to be reported where no stage chooses.
         blocks: where the blocks are, see :func:`openwork.blocks.stacks`.
-        offload: keep recorded activations in files in this folder.
+        true_sequential: collect statistics anew, inside a block, after each group of layers that read the same tensor: slower,
+            and each layer is solved for what the layers just before it have become.
+        targets: what stages that work on whole blocks reproduce: the outputs of the dense block on the inputs that the compressed
+            blocks before it give (``"dense_on_sparse_inputs"``, default), or those of the dense model (``"dense_stream"``, which
+            carries a second stream of activations along).
+        errors: put the error of each layer in the table though no stage needs ``X^T X``, which it takes.
+        offload: keep activations in files in this folder instead of in memory.
+        checkpoint: folder for what is done, block by block. After a kill, the same call on the same dense model goes on from
+            there and ends in the same bits. Delete it when all is well.
 
     Raises:
-        ValueError: nothing to compress, no data, NaN in what a layer reads, or a stage that fills a zero. The model is as
-            it was then, after any error.
+        ValueError: nothing to compress, no data, NaN in what a layer reads, a stage that fills a zero, a checkpoint of another
+            run. The model is as it was then, after any error.
     """
-    model = unwrapped(model)
-    batches = Batches(data)
+    model, batches = unwrapped(model), Batches(data)
+    if targets not in ("dense_on_sparse_inputs", "dense_stream"):
+        raise ValueError(f"targets is 'dense_on_sparse_inputs' or 'dense_stream'; got {targets!r}")
+    if targets == "dense_stream" and not any(isinstance(stage, BlockCalibrated) for stage in stages):
+        raise ValueError(
+            "targets='dense_stream' is for stages that work on whole blocks, and this recipe has none"
+        )
     with all_or_nothing(model) as undo, at_rest(model):
-        return _Walk(model, tuple(stages), batches, masks or {}, blocks, offload, undo).run()
+        walk = _Walk(model, tuple(stages), batches, masks or {}, blocks, undo)
+        walk.true_sequential, walk.dense_stream = true_sequential, targets == "dense_stream"
+        walk.wanted = replace(walk.wanted, gram=walk.wanted.gram or errors)
+        walk.offload = None if offload is None else Path(offload)
+        if checkpoint is not None:
+            settings = (sorted(walk.given), blocks, true_sequential, targets)
+            walk.checkpoint = Checkpoint(Path(checkpoint), model, stages, batches, settings)
+        return walk.run(chosen)
 
 
 class _Walk:
+    true_sequential = False
+    dense_stream = False
+    offload: Path | None = None
+    checkpoint: Checkpoint | None = None
+
     def __init__(
         self,
         model: nn.Module,
@@ -77,185 +106,141 @@ class _Walk:
         batches: Batches,
         masks: Mapping[str, Tensor],
         blocks: str,
-        offload: Path | None,
         undo: Undo,
     ) -> None:
         self.model, self.stages, self.batches, self.undo = model, stages, batches, undo
-        self.stacks, self.offload = stacks(model, blocks), offload
-        self.plans = plans(model, stages, self.stacks)
-        self.rows = [{row.name: row for row in p.sparse} for p in self.plans]
-        every = {name: row for rows in reversed(self.rows) for name, row in rows.items()}
-        self.masks = {name: beginning(row, masks) for name, row in every.items()}
-        self.layers = {name: matrices(row.weight) for name, row in every.items()}
-        self.lines: list[Line] = []
-        self.parts: dict[str, dict[str, Any]] = {}
+        exact = [isinstance(stage, BlockCalibrated) and stage.exact for stage in stages]
+        if exact != sorted(exact, reverse=True):
+            raise ValueError(
+                "stages that only move scale between layers come first in a recipe, and "
+                f"{', '.join(stage.name for stage in stages)} has one after others"
+            )
+        self.given = masks
+        self.stacks = stacks(model, blocks)
+        self.dense = left_dense(model, self.stacks)
+        self.depth = sum(len(stack.blocks) for stack in self.stacks)
         needs = frozenset[str]().union(*(s.needs for s in stages if isinstance(s, Calibrated)))
         self.wanted = Wanted("gram" in needs, SAMPLES if "samples" in needs else 0)
 
-    def run(self) -> Calibration:
+    def run(self, chosen: Plan | None) -> Calibration:
         began = time.perf_counter()
-        depth = sum(len(stack.blocks) for stack in self.stacks)
-        with phase("calibrating", depth) as progress:
+        plans = [self._plan(stage) for stage in self.stages]
+        rows = [{row.name: row for row in p.sparse} for p in plans]
+        every = {name: row for some in reversed(rows) for name, row in some.items()}
+        self.layers = [m for row in every.values() for m in matrices(row.weight)]
+        masks = {name: beginning(row, self.given) for name, row in every.items()}
+        shop = Workshop(self.stages, rows, masks, self.undo, measure_errors=self.wanted.gram)
+        with phase("calibrating", self.depth) as progress:
             for stack in self.stacks:
-                stream = Stream(self.model, list(stack.blocks.values()), self.batches, self.offload)
-                try:
+                with ExitStack() as open_streams:
+                    stream, *second = [
+                        open_streams.enter_context(
+                            closing(
+                                Stream(self.model, list(stack.blocks.values()), self.batches, self.offload)
+                            )
+                        )
+                        for _ in range(1 + self.dense_stream)
+                    ]
+                    if second and stream.wiring is None:
+                        raise ValueError(
+                            f"the model computes something between the blocks of {stack.name}, so no second stream can be "
+                            "carried through them: use targets='dense_on_sparse_inputs'"
+                        )
                     for name, block in stack.blocks.items():
-                        progress.describe(f"({progress.done + 1}/{depth}) calibrating {name}".rstrip())
-                        self.undo.remember(block)
-                        self._block(name, block, stream)
+                        progress.describe(f"({progress.done + 1}/{self.depth}) calibrating {name}".rstrip())
+                        self._block(progress.done, name, block, stream, second[0] if second else None, shop)
                         stream.advance()
                         progress.advance()
-                finally:
-                    stream.close()
-        chosen = [p for p, stage in zip(self.plans, self.stages, strict=True) if not stage.reads_zeros]
-        seconds = time.perf_counter() - began
-        return Calibration((chosen or self.plans)[-1], self.masks, tuple(self.lines), self.parts, seconds)
+        choosing = [p for p, stage in zip(plans, self.stages, strict=True) if not stage.reads_zeros]
+        final = choosing[-1] if choosing else chosen or plans[0]
+        return Calibration(final, shop.masks, tuple(shop.lines), shop.parts, time.perf_counter() - began)
 
-    def _block(self, name: str, block: nn.Module, stream: Stream) -> None:
-        inside = {id(p) for p in block.parameters()}
-        layers = [m for many in self.layers.values() for m in many if id(m.weight.parameter) in inside]
+    def _block(
+        self, index: int, name: str, block: nn.Module, stream: Stream, second: Stream | None, shop: Workshop
+    ) -> None:
+        layers = _inside(block, self.layers)
+        targets = None if second is None else second.advance(keep=True)
         if not layers:
             return
+        self.undo.remember(block)
+        if self.checkpoint is not None and self.checkpoint.restore(index, block, layers, shop):
+            return
+        before = len(shop.lines)
         whole = any(isinstance(stage, BlockCalibrated) for stage in self.stages)
-        statistics, targets = self._collect(block, layers, stream, keep=whole)
-        states = {m.name: self._state(m, statistics) for m in layers}
-        for stage, rows in zip(self.stages, self.rows, strict=True):
+        collected, outputs = self._collect(block, layers, stream, self.wanted, keep=whole and targets is None)
+        shop.open(layers, collected)
+        for some in _runs(self.stages):
+            stage = self.stages[some[0]]
             if isinstance(stage, BlockCalibrated):
-                self._solve_block(stage, name, block, layers, stream, targets)
-                states = {m.name: self._reread(m, states[m.name]) for m in layers}
+                shop.work_on_block(some[0], name, block, layers, stream, targets or outputs, self.batches)
+                if stage.exact:
+                    collected, outputs = self._collect(block, layers, stream, self.wanted, keep=bool(outputs))
+                    shop.open(layers, collected)
                 continue
-            for m in layers:
-                if m.weight.name in rows:
-                    states[m.name] = self._solve(stage, rows[m.weight.name], m, states[m.name])
+            for number, group in enumerate(collected.sequence() if self.true_sequential else [layers]):
+                if self.true_sequential and (number or some[0]):
+                    again, _ = self._collect(block, group, stream, self.wanted, keep=False)
+                    shop.refresh(group, again)
+                for i in some:
+                    shop.work(i, group)
+        shop.close()
+        if self.checkpoint is not None:
+            self.checkpoint.save(index, block, layers, shop, before)
 
     def _collect(
-        self, block: nn.Module, layers: Sequence[Matrix], stream: Stream, *, keep: bool
+        self, block: nn.Module, layers: Sequence[Matrix], stream: Stream, wanted: Wanted, *, keep: bool
     ) -> tuple[Collection, list[Tensor]]:
+        """Run a block as it is on all batches; returns the statistics of its layers and, to ``keep``, its outputs."""
         apart: frozenset[str] = frozenset()
         while True:
-            collection, targets = Collection(layers, self.wanted, apart), []
+            collection, outputs = Collection(layers, wanted, apart), []
             try:
                 for b in range(len(stream)):
                     call = stream.call(b)
                     output = collection.run(b, self.batches.tokens(b), partial(call.run, block))
                     if keep:
-                        targets.append(output)
-                return collection, targets
+                        outputs.append(output)
+                return collection, outputs
             except Parted as found:
                 apart |= found.names
 
-    def _state(self, m: Matrix, statistics: Collection) -> Layer:
-        dense, mask, bias = _weight(m), self.masks[m.weight.name][m.rows].flatten(1), _bias(m)
-        row = next(rows[m.weight.name] for rows in self.rows if m.weight.name in rows)
-        return Layer(
-            name=m.name,
-            shape=m.shape,
-            dense=dense,
-            weight=dense.masked_fill(~mask, 0),
-            mask=mask,
-            dense_bias=bias,
-            bias=bias,
-            statistics=statistics[m],
-            pattern=row.pattern,
-            kept=int(mask.sum()),
-        )
+    def _plan(self, stage: Stage) -> Plan:
+        rule = measuring(stage)
+        measures = None if rule is None else self._measures(stage, rule)
+        return planned(self.model, stage, self.dense, measures)
 
-    def _reread(self, m: Matrix, layer: Layer) -> Layer:
-        return dataclasses.replace(layer, weight=_weight(m), bias=_bias(m))
-
-    def _solve(self, stage: Calibrated, row: Row, m: Matrix, layer: Layer) -> Layer:
-        if not stage.reads_zeros:
-            layer = dataclasses.replace(layer, pattern=row.pattern, kept=share(row, m))
-        began = time.perf_counter()
-        solution = stage.solve(layer)
-        seconds = time.perf_counter() - began
-        mask = layer.mask if solution.mask is None else solution.mask
-        _check(stage, layer, solution, mask)
-        self._write(m, solution, mask)
-        effective = solution.weight if solution.effective is None else solution.effective
-        error = layer.error(effective) if self.wanted.gram else None
-        self.lines.append(Line(m.name, stage.name, mask.numel(), int(mask.sum()), error, seconds))
-        return dataclasses.replace(
-            layer,
-            weight=solution.weight,
-            mask=mask,
-            kept=int(mask.sum()),
-            bias=layer.bias if solution.bias is None else solution.bias,
-            parts={**layer.parts, **solution.parts},
-        )
-
-    def _write(self, m: Matrix, solution: Solution, mask: Tensor) -> None:
-        self.masks[m.weight.name][m.rows] = mask.reshape(m.shape)
-        m.view(m.weight.parameter.detach()).copy_(solution.weight.reshape(m.shape))
-        if solution.bias is not None:
-            if m.bias is None:
-                self.undo.add_bias(m.weight.module, solution.bias.to(m.weight.parameter.dtype))
-            else:
-                m.bias.detach()[m.rows].copy_(solution.bias)
-        if solution.module is not None:
-            name = m.weight.name.rpartition(".")[0]
-            self.undo.replace(name, solution.module(m.weight.module))
-        if solution.parts:
-            self.parts.setdefault(m.name, {}).update(solution.parts)
-
-    def _solve_block(
-        self,
-        stage: BlockCalibrated,
-        name: str,
-        block: nn.Module,
-        layers: Sequence[Matrix],
-        stream: Stream,
-        targets: Sequence[Tensor],
-    ) -> None:
-        names = {id(p): key for key, p in block.named_parameters()}
-        masks = {names[id(m.weight.parameter)]: m.weight.restored(self.masks[m.weight.name]) for m in layers}
-        began = time.perf_counter()
-        with torch.enable_grad():
-            stage.solve_block(
-                Block(
-                    name,
-                    block,
-                    masks,
-                    [stream.call(b) for b in range(len(stream))],
-                    targets,
-                    [self.batches.tokens(b) for b in range(len(stream))],
-                )
-            )
-        seconds = time.perf_counter() - began
-        parameters = dict(block.named_parameters())
-        for key, mask in masks.items():
-            if not zeros_stay(parameters[key].detach(), mask):
-                raise ValueError(f"{stage.name} filled zeros of {name}.{key}: nothing was changed")
-        size, kept = (
-            sum(mask.numel() for mask in masks.values()),
-            sum(int(mask.sum()) for mask in masks.values()),
-        )
-        self.lines.append(Line(name, stage.name, size, kept, None, seconds))
+    def _measures(self, stage: Stage, rule: LayerAllocation) -> dict[str, float]:
+        """What an allocation makes of each parameter, from one pass through the dense model."""
+        rows = planned(self.model, replace(stage, allocation="uniform"), self.dense).sparse
+        layers = [m for row in rows if not row.fixed for m in matrices(row.weight)]
+        found: dict[str, list[float]] = {}
+        with phase("measuring layers", self.depth) as progress:
+            for stack in self.stacks:
+                with closing(
+                    Stream(self.model, list(stack.blocks.values()), self.batches, self.offload)
+                ) as stream:
+                    for block in stack.blocks.values():
+                        inside = _inside(block, layers)
+                        collected, _ = self._collect(block, inside, stream, Wanted(), keep=False)
+                        seen = [Seen(m.matrix(m.weight.parameter.detach()), collected[m]) for m in inside]
+                        for m, number in zip(inside, rule.measure(seen) if seen else [], strict=True):
+                            found.setdefault(m.weight.name, []).append(number)
+                        stream.advance()
+                        progress.advance()
+        return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
-def _weight(m: Matrix) -> Tensor:
-    p = m.weight.parameter.detach()
-    return m.view(p).flatten(1).to(torch.float64 if p.dtype == torch.float64 else torch.float32, copy=True)
+def _inside(block: nn.Module, layers: Sequence[Matrix]) -> list[Matrix]:
+    parameters = {id(p) for p in block.parameters()}
+    return [m for m in layers if id(m.weight.parameter) in parameters]
 
 
-def _bias(m: Matrix) -> Tensor | None:
-    if m.bias is None:
-        return None
-    p = m.bias.detach()
-    return p[m.rows].to(torch.float64 if p.dtype == torch.float64 else torch.float32, copy=True)
-
-
-def _check(stage: Calibrated, layer: Layer, solution: Solution, mask: Tensor) -> None:
-    """Whatever a stage does, zeros are zero, counts are what the plan says, and numbers are numbers."""
-    if solution.weight.shape != layer.dense.shape or mask.shape != layer.mask.shape:
-        raise ValueError(
-            f"{stage.name} returned a weight {list(solution.weight.shape)} and a mask {list(mask.shape)} for {layer.name}, "
-            f"which is {list(layer.dense.shape)}"
-        )
-    if not bool(solution.weight.isfinite().all()):
-        raise ValueError(f"{stage.name} made NaN or infinity of {layer.name}: nothing was changed")
-    if not zeros_stay(solution.weight, mask):
-        raise ValueError(f"{stage.name} filled zeros of {layer.name}: nothing was changed")
-    wanted = layer.kept if stage.reads_zeros else layer.pattern.legal_kept(layer.shape, layer.kept)
-    if (kept := int(mask.sum())) != wanted:
-        raise ValueError(f"{stage.name} keeps {kept} weights of {layer.name}, and was to keep {wanted}")
+def _runs(stages: Sequence[Stage]) -> list[list[int]]:
+    """The stages in runs that work on layers one after another; one that works on whole blocks is a run of its own."""
+    runs: list[list[int]] = []
+    for i, stage in enumerate(stages):
+        if runs and isinstance(stage, Calibrated) and isinstance(stages[i - 1], Calibrated):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return runs

@@ -28,12 +28,12 @@ class Call:
     leaves: tuple[Any, ...]
     output: int = 0
 
-    def run(self, block: nn.Module) -> Tensor:
+    def run(self, block: Callable[..., Any]) -> Tensor:
         """Call the block; returns the tensor that the next block reads."""
         result: Tensor = self.outputs(block)[self.output]
         return result
 
-    def outputs(self, block: nn.Module) -> list[Any]:
+    def outputs(self, block: Callable[..., Any]) -> list[Any]:
         """Call the block; returns all it returns, flattened."""
         # a block may work in place on what it is given
         leaves = [x.clone() if isinstance(x, Tensor) and x.is_floating_point() else x for x in self.leaves]

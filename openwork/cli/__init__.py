@@ -32,6 +32,9 @@ app.command(
 app.command("openwork.cli.demo:demo", name="demo", help="Train a small sparse network here and measure it.")
 app.command("openwork.cli.inspect:inspect", name="inspect", help="Show what is in a file without loading it.")
 app.command("openwork.cli.plan:plan", name="plan", help="Show what a method would make of a model.")
+app.command(
+    "openwork.cli.prune:prune", name="prune", help="Make a trained transformer sparse, folder to folder."
+)
 app.command("openwork.cli.methods:methods", name="methods", help="List the methods, or show the page of one.")
 
 

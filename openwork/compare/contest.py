@@ -200,7 +200,7 @@ class _Lesson:
 
 def can_be_stored(method: Training) -> bool:
     """Whether a method works on the kept connections alone, from the first step to the last."""
-    return not (method.shrinks or method.latent or "momentum" in method.growth_needs)
+    return method.stores and not (method.shrinks or method.latent or "momentum" in method.growth_needs)
 
 
 def _joined(first: Run, second: Run) -> Run:

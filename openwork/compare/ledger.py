@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openwork.files.container import replacing
+from openwork.durable import replacing
 
 Cell = dict[str, Any]
 """The outcome of one run as plain data."""

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from openwork.compare.contest import Trained
+from openwork.durable import replacing
 from openwork.files import save
-from openwork.files.container import replacing
 
 POINTS = 20
 """Losses recorded of each run; each is the mean over an equal part of its steps."""

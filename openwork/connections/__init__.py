@@ -4,7 +4,7 @@ A method sees a parameter only through :class:`Connections`: active connections 
 gradients, a way to choose others, :meth:`Connections.rewired`, and one to take them over, :meth:`Connections.adopt`. Two
 storages implement it:
 
-- :class:`MaskedConnections`: the parameter is an ordinary dense tensor with exact zeros;
+- :class:`MaskedConnections`: the parameter is an ordinary dense tensor with exact zeros, or a shard of one;
 - :class:`StoredConnections`: a layer holds only the kept values and their indices, and so does the optimizer.
 
 Everything a method decides is decided here in terms of positions, so both storages take the same decisions.
@@ -47,12 +47,21 @@ def connect(
     """The connections of a weight in the storage it has. ``positions`` is the topology of a masked one (None = dense);
     ``momentum`` and ``activations`` say what growth will look at besides the gradient, ``masked`` which kind of masking."""
     if hasattr(weight.parameter, "device_mesh"):
-        raise TypeError(
-            f"{weight.name} is sharded over processes (a DTensor, as fully_shard makes them), and a topology is chosen over "
-            "whole parameters: train with DistributedDataParallel, or make the model sparse before it is sharded"
-        )
+        masked = _sharded(weight)
     if weight.stored:
         return StoredConnections(weight, pattern, optimizers, momentum=momentum)
     return masked(
         weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
     )
+
+
+def _sharded(weight: Weight) -> type[MaskedConnections]:
+    """How the connections of a ``DTensor`` are masked."""
+    if weight.stored:
+        raise ValueError(
+            f"{weight.name} holds only its kept connections, and is sharded over processes (a DTensor, as fully_shard makes "
+            "them): train with DistributedDataParallel, whose processes each hold them all, or masked"
+        )
+    from openwork.connections.sharded import ShardedConnections  # loads much of torch.distributed
+
+    return ShardedConnections

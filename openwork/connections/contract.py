@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class Connections(ABC):
         self.pattern = pattern
         self.grid: Grid = pattern.grid(weight.shape)
         self.optimizer = _optimizer_of(weight.parameter, optimizers)
+        self._followers: list[Connections] = []
 
     @property
     def name(self) -> str:
@@ -62,7 +64,17 @@ class Connections(ABC):
     def replace(self, positions: Tensor) -> None:
         """Make the sorted ``positions`` the active ones. Connections that stay keep value and optimizer state bit for bit,
         new ones start with zero in both, and those that leave are zero in both."""
-        self._move(positions, *located(self.positions, positions))
+        self._take(positions, *located(self.positions, positions))
+
+    def follow(self, copy: Connections) -> None:
+        """From now on let the connections of a copy of the parameter move with these."""
+        copy.release()
+        copy.replace(self.positions)
+        self._followers.append(copy)
+
+    def _take(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+        for one in (self, *self._followers):
+            one._move(positions, index, stayed)
 
     @abstractmethod
     def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
@@ -185,7 +197,7 @@ class Connections(ABC):
             Sorted positions of the connections that were not active before.
         """
         index, stayed = located(self.positions, positions)
-        self._move(positions, index, stayed)
+        self._take(positions, index, stayed)
         return positions[where(~stayed)]
 
     def remembered(self) -> dict[str, Tensor]:
@@ -197,20 +209,27 @@ class Connections(ABC):
 
     def forget(self) -> None:
         """Set the optimizer's state of this parameter to zero, that of connections that stay included."""
-        for state in self._states().values():
-            state.zero_()
+        for holder, key in self._states():
+            holder[key].zero_()
 
-    def _states(self) -> dict[str, Tensor]:
-        """The optimizer's tensors that have the shape of the parameter."""
+    def _states(self) -> list[tuple[MutableMapping[Any, Any], Any]]:
+        """Where the optimizer keeps tensors of the shape of the parameter: the mapping that holds each, and its key there."""
         if self.optimizer is None:
-            return {}
+            return []
         parameter = self.weight.parameter
-        state = self.optimizer.state.get(parameter, {})
-        return {
-            k: v
-            for k, v in state.items()
-            if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0
-        }
+        return _tensors_like(parameter, self.optimizer.state.get(parameter, {}))
+
+
+def _tensors_like(
+    parameter: Tensor, state: MutableMapping[Any, Any]
+) -> list[tuple[MutableMapping[Any, Any], Any]]:
+    found = []
+    for key, held in state.items():
+        if isinstance(held, MutableMapping):
+            found += _tensors_like(parameter, held)
+        elif isinstance(held, Tensor) and held.shape == parameter.shape and held.dim() > 0:
+            found.append((state, key))
+    return found
 
 
 def _optimizer_of(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> Optimizer | None:

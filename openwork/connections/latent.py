@@ -118,8 +118,8 @@ class LatentConnections(MaskedConnections):
         if self._stepping:
             moved = self.weight.parameter.detach()
             self.latent = torch.where(self.asleep, self.latent, moved)
-            for state in self._states().values():
-                state.masked_fill_(self.asleep, 0)
+            for holder, key in self._states():
+                holder[key].masked_fill_(self.asleep, 0)
             self._stepping = False
         self._show()
 
@@ -163,6 +163,11 @@ def require_latent(method: str, plan: Plan, optimizers: Sequence[Optimizer]) -> 
         raise ValueError(
             f"{method} trains pruned weights out of sight, and {', '.join(stored)} hold only their kept connections: train "
             "masked (use to_dense_ first) and store when training is done"
+        )
+    if sharded := [row.name for row in plan.sparse if hasattr(row.weight.parameter, "device_mesh")]:
+        raise ValueError(
+            f"{method} trains pruned weights out of sight, whole in every process, and {', '.join(sharded)} are sharded over "
+            "processes (DTensors, as fully_shard makes them): train with DistributedDataParallel"
         )
     if not optimizers:
         raise ValueError(

@@ -38,11 +38,11 @@ class MaskedConnections(Connections):
     ) -> None:
         super().__init__(weight, pattern, optimizers)
         parameter = weight.parameter
-        is_linear = type(weight.module) is nn.Linear and weight.shape == tuple(parameter.shape)
+        is_linear = self._is_linear(weight.module) and weight.shape == tuple(parameter.shape)
         self._taps = Taps(weight.module) if activations and is_linear else None
-        self.inactive = torch.zeros_like(parameter, dtype=torch.bool)
+        self.inactive = torch.zeros_like(self._held(parameter), dtype=torch.bool)
         self.dense_gradient: Tensor | None = None
-        self.momentum = torch.zeros_like(parameter) if momentum else None
+        self.momentum = torch.zeros_like(self._held(parameter)) if momentum else None
         self._positions: Tensor | None = None
         self._seen_by_autograd = False
         self._accumulator: Tensor | None = None
@@ -57,23 +57,26 @@ class MaskedConnections(Connections):
     @property
     def positions(self) -> Tensor:
         if self._positions is None:
-            self._positions = (~self.weight.oriented(self.inactive)).reshape(-1).nonzero().flatten()
+            self._positions = (
+                (~self.weight.oriented(self._whole(self.inactive))).reshape(-1).nonzero().flatten()
+            )
         return self._positions
 
     @property
     def frozen(self) -> Tensor:
-        """Boolean of the parameter's shape: places that have no gradient."""
+        """Boolean of what this process holds of the parameter: places that have no gradient."""
         return self.inactive
 
     @property
     def values(self) -> Tensor:
-        return self._at(self.weight.parameter.detach(), self.positions)
+        return self._at(self._whole(self._held(self.weight.parameter)), self.positions)
 
     @property
     def gradient(self) -> Tensor:
         gradient = self.weight.parameter.grad
-        positions = self.positions
-        return torch.zeros_like(self.values) if gradient is None else self._at(gradient, positions)
+        if gradient is None:
+            return torch.zeros_like(self.values)
+        return self._at(self._whole(self._held(gradient)), self.positions)
 
     def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
         self._set(positions)
@@ -85,7 +88,7 @@ class MaskedConnections(Connections):
         flat[index] = values.to(flat.dtype)
 
     def observe(self, on: bool) -> None:
-        self.dense_gradient = torch.zeros_like(self.weight.parameter) if on else None
+        self.dense_gradient = torch.zeros_like(self._held(self.weight.parameter)) if on else None
         self._seen_by_autograd = False
         self._accumulator = None
         if self._taps is not None:
@@ -95,21 +98,21 @@ class MaskedConnections(Connections):
         if self._taps is not None:
             return self._taps.pairs
         # Of a layer that is no plain matrix only the gradient itself is known: it is its own product with the identity.
-        gradient = self.weight.oriented(self._local_gradient()).flatten(1)
+        gradient = self.weight.oriented(self._whole(self._local_gradient())).flatten(1)
         return [(gradient, torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device))]
 
     def gradient_at(self, places: Tensor) -> Tensor:
         return averaged(self._at(self._local_gradient(), places)).abs_()
 
     def gradient_tiles(self) -> Iterator[Tile]:
-        yield 0, self.grid.pool(self.weight.oriented(self._full_gradient()).abs()).flatten()
+        yield 0, self.grid.pool(self.weight.oriented(self._whole(self._mean_gradient())).abs()).flatten()
 
     def momentum_tiles(self) -> Iterator[Tile]:
         if self.momentum is None:
             raise RuntimeError(
                 f"{self.name} keeps no dense momentum: it was attached for a method that does not grow by it"
             )
-        yield 0, self.grid.pool(self.weight.oriented(self.momentum).abs()).flatten()
+        yield 0, self.grid.pool(self.weight.oriented(self._whole(self.momentum)).abs()).flatten()
 
     def before_step(self) -> None:
         gradient = self.weight.parameter.grad
@@ -117,18 +120,18 @@ class MaskedConnections(Connections):
             return
         if self._seen_by_autograd:
             # Data-parallel training writes the averaged dense gradient back after our hook has seen the local one.
-            gradient.masked_fill_(self.frozen, 0)
+            self._held(gradient).masked_fill_(self.frozen, 0)
         else:
             self._on_gradient(self.weight.parameter)
         if self.momentum is not None:
             # One overflow, as loss scaling produces now and then, must not stay in it for ever.
-            self.momentum.mul_(MOMENTUM).add_(self._full_gradient().nan_to_num(0, 0, 0))
+            self.momentum.mul_(MOMENTUM).add_(self._mean_gradient().nan_to_num(0, 0, 0))
 
     def after_step(self) -> None:
         with torch.no_grad():
-            self.weight.parameter.masked_fill_(self.inactive, 0)
-            for state in self._states().values():
-                state.masked_fill_(self.inactive, 0)
+            self._held(self.weight.parameter).masked_fill_(self.inactive, 0)
+            for holder, key in self._states():
+                self._held(holder[key]).masked_fill_(self.inactive, 0)
 
     def remembered(self) -> dict[str, Tensor]:
         return {} if self.momentum is None else {"momentum": self.momentum}
@@ -143,8 +146,21 @@ class MaskedConnections(Connections):
         if self._taps is not None:
             self._taps.close()
 
-    def _full_gradient(self) -> Tensor:
-        """The dense gradient since :meth:`observe`, averaged over the processes of a data-parallel run."""
+    def _is_linear(self, module: nn.Module) -> bool:
+        """Whether what passes through the module tells the gradient of its weight."""
+        return type(module) is nn.Linear
+
+    def _held(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a tensor of the parameter's shape: all of it."""
+        return tensor.detach()
+
+    def _whole(self, held: Tensor) -> Tensor:
+        """A tensor of the parameter's shape of what the processes hold."""
+        return held
+
+    def _mean_gradient(self) -> Tensor:
+        """What this process holds of the dense gradient since :meth:`observe`, averaged over the processes of a data-parallel
+        run."""
         return averaged(self._local_gradient())
 
     def _local_gradient(self) -> Tensor:
@@ -161,18 +177,19 @@ class MaskedConnections(Connections):
                 f"the gradient of {self.name} is a torch.sparse tensor, whose entries cannot be masked: build the embedding with "
                 "sparse=False, or exclude it"
             )
+        held = self._held(gradient)
         with torch.no_grad():
             if self.dense_gradient is not None:
                 # Active entries accumulate in .grad itself, until zero_grad makes way for a new tensor; what is masked
                 # there must be accumulated here. Both are remembered as autograd gives them, before clipping and unscaling.
                 if gradient is self._accumulator:
-                    self.dense_gradient = torch.where(self.frozen, self.dense_gradient + gradient, gradient)
+                    self.dense_gradient = torch.where(self.frozen, self.dense_gradient + held, held)
                 else:
-                    self.dense_gradient = gradient.detach().clone()
+                    self.dense_gradient = held.clone()
                 self._accumulator = gradient
                 if self._taps is not None:
                     self._taps.settle(gradient)
-            gradient.masked_fill_(self.frozen, 0)
+            held.masked_fill_(self.frozen, 0)
 
     def _set(self, positions: Tensor) -> None:
         self._positions = positions

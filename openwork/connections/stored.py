@@ -75,14 +75,14 @@ class StoredConnections(Connections):
             return tensor.index_select(0, index).index_fill_(0, grown, 0)
 
         parameter = self.layer.weight_values
-        states = {key: moved(state) for key, state in self._states().items()}
+        states = [(holder, key, moved(holder[key])) for holder, key in self._states()]
         gradient = None if parameter.grad is None else moved(parameter.grad)
         parameter.grad = None
         topology = CSR.from_positions(positions, self.layer.matrix_shape)
         self.layer.retopologize_(topology, moved(parameter.detach()))
         parameter.grad = gradient
-        if self.optimizer is not None:
-            self.optimizer.state.get(parameter, {}).update(states)
+        for holder, key, state in states:
+            holder[key] = state
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         at, _ = located(self.positions, positions)

@@ -1,6 +1,6 @@
 """Save and load: one safetensors file with a JSON header, readable without openwork.
 
-- :mod:`openwork.files.header`: what the JSON says, and the error every unreadable file ends in.
+- :mod:`openwork.files.header`: what the JSON says.
 - :mod:`openwork.files.container`: the safetensors file itself: written whole or not at all, checked before
   it is believed.
 - :mod:`openwork.files.names`: a model seen under its plain names, whatever stores its weights.
@@ -9,8 +9,8 @@
 - :mod:`openwork.files.report`: :func:`inspect`.
 """
 
+from openwork.durable import FileError
 from openwork.files.checkpoint import load_checkpoint, save_checkpoint
-from openwork.files.header import FileError
 from openwork.files.reading import load, load_masks
 from openwork.files.report import Report, inspect
 from openwork.files.writing import export_dense, save

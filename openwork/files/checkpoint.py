@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from openwork.files.container import replacing
-from openwork.files.header import FileError
+from openwork.durable import FileError, replacing
 from openwork.sparsifier import Sparsifier
 
 FORMAT = "openwork checkpoint"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openwork.files.header import FileError
+from openwork.durable import FileError, replacing
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -115,42 +114,6 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], metadata: 
         save_file(_separate(arrays), temporary, dict(metadata))
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], nbytes: int) -> Iterator[Path]:
-    """A temporary name to write to, beside ``path``: what is written moves to ``path`` once it is on disk.
-
-    Args:
-        path: of the file; a link is followed.
-        nbytes: how much there is to write, for the error.
-
-    Raises:
-        FileError: it could not be written; whatever was at ``path`` is still there, whole.
-    """
-    path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise FileError(f"{path}: this is a folder; add a file name, such as {path / 'model.safetensors'}")
-    temporary = path.with_name(f".openwork-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.touch()
-        mode = (path if path.exists() else temporary).stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # that of any new file, which safetensors alone keeps to its owner
-        _flush(temporary)
-        temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise FileError(
-            f"{path}: could not write {nbytes} bytes ({error}); is the folder writable, and has the disk room? "
-            "What was there before is untouched"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some file systems cannot; the file itself is safe already
-        _flush(path.parent)
-
-
 def _separate(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous arrays, each in a storage of its own, as the format asks for; copied only where needed."""
     separate, storages = {}, set()
@@ -162,12 +125,3 @@ def _separate(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(array.untyped_storage().data_ptr())
         separate[key] = array
     return separate
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk and not only on their way."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.files.header import DTYPES, Entry, FileError, Header, nearest, weight_of
+from openwork.durable import FileError
+from openwork.files.header import DTYPES, Entry, Header, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
-from openwork.layouts.conv import SparseConv2d, unsuited
+from openwork.layouts.forms import storable
+from openwork.layouts.forms import stored as as_stored
 from openwork.layouts.layer import SparseLayer
-from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stored import Stored
 
 
@@ -38,11 +39,7 @@ def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: 
         layer = model.get_submodule(name)
         if layer not in made:
             topology = stored[weight_of(name)].topology
-            if isinstance(layer, nn.Conv2d):
-                made[layer] = SparseConv2d.from_conv(layer, topology)
-            else:
-                assert isinstance(layer, nn.Linear)
-                made[layer] = SparseLinear.from_linear(layer, topology)
+            made[layer] = as_stored(layer, topology)
         setattr(model.get_submodule(parent), child, made[layer])
     model.load_state_dict(_state(plain_state(model), stored))
 
@@ -103,8 +100,7 @@ def _replaceable(model: nn.Module, header: Header, where: str) -> list[str]:
         module = model.get_submodule(name)
         if isinstance(module, SparseLayer):
             continue
-        convolution = type(module) is nn.Conv2d and not unsuited(module)
-        if not (type(module) is nn.Linear or convolution) or not name:
+        if not storable(module) or not name:
             found = f"{name} is a {type(module).__name__}" if name else "the layer is the whole model"
             raise FileError(
                 f"{where}: {weight_of(name)} was saved from a sparse layer, but {found} here, which cannot "

@@ -28,6 +28,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from openwork.durable import FileError
 from openwork.layouts.stored import LAYOUTS, LayoutName
 
 FORMAT_VERSION = 1
@@ -44,10 +45,6 @@ DTYPES = {
     )
 }  # fmt: skip
 """Dtypes a file can hold, by torch's names."""
-
-
-class FileError(ValueError):
-    """A file cannot be written, or what it holds cannot be believed."""
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

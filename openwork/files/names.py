@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from openwork.files.header import DTYPES, FileError, weight_of
+from openwork.durable import FileError
+from openwork.files.header import DTYPES, weight_of
 from openwork.layouts.layer import STORED, SparseLayer
 
 Plain = Mapping[str, Tensor | SparseLayer[Any]]

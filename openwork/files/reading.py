@@ -9,9 +9,10 @@ from typing import TypeVar, overload
 
 from torch import Tensor, nn
 
+from openwork.durable import FileError
 from openwork.files.container import Container, opened
 from openwork.files.filling import check_fit, fill
-from openwork.files.header import DTYPES, Entry, FileError, Header, array_digest, nearest, read_header
+from openwork.files.header import DTYPES, Entry, Header, array_digest, nearest, read_header
 from openwork.layouts.stored import Stored, arrays
 
 Path = str | os.PathLike[str]

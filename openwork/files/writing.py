@@ -10,8 +10,9 @@ import msgspec
 from torch import Tensor, nn
 
 import openwork
+from openwork.durable import FileError
 from openwork.files.container import write
-from openwork.files.header import FORMAT_VERSION, Entry, FileError, Header, array_digest, nearest, weight_of
+from openwork.files.header import FORMAT_VERSION, Entry, Header, array_digest, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
 from openwork.files.reading import load
 from openwork.layouts.layer import SparseLayer

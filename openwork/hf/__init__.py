@@ -7,6 +7,7 @@ Importing this package teaches transformers to read the second kind::
 
 - :mod:`openwork.hf.folder`: :func:`save` and :func:`load`.
 - :mod:`openwork.hf.storage`: how transformers reads and writes sparse layers.
+- :mod:`openwork.hf.compression`: :func:`compress`, from one folder to another; :mod:`openwork.hf.judge` measures quality.
 - :mod:`openwork.hf.card`: the page that tells what was done to a model, and how good, small and fast it is.
 """
 
@@ -15,7 +16,18 @@ from openwork.extras import require
 require("transformers", extra="hf", to="read and write Hugging Face folders")
 
 from openwork.hf.card import Card  # noqa: E402
+from openwork.hf.compression import Compressed, Data, compress  # noqa: E402
 from openwork.hf.folder import load, load_tokenizer, save  # noqa: E402
 from openwork.hf.storage import SparseStorage, SparseStorageConfig  # noqa: E402
 
-__all__ = ["Card", "SparseStorage", "SparseStorageConfig", "load", "load_tokenizer", "save"]
+__all__ = [
+    "Card",
+    "Compressed",
+    "Data",
+    "SparseStorage",
+    "SparseStorageConfig",
+    "compress",
+    "load",
+    "load_tokenizer",
+    "save",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from openwork.durable import FileError
 from openwork.files.container import write
-from openwork.files.header import FileError
 from openwork.files.names import plain_state, shared_names
 from openwork.files.writing import arranged
 from openwork.hf.card import Card
@@ -67,7 +67,7 @@ def save(
     storage: Literal["dense", "sparse"] = "dense",
     masks: Mapping[str, Tensor] | None = None,
     history: Sequence[Mapping[str, object]] = (),
-    card: Card | None = None,
+    card: Card | Callable[[Path], Card] | None = None,
 ) -> None:
     """Write a model as a folder that ``from_pretrained`` loads; the model does not change.
 
@@ -83,7 +83,7 @@ def save(
         masks: what :func:`openwork.sparsify_` says is kept, ``[out, in]`` by parameter name, where kept weights may be zero;
             only the sparse storage has a place for them.
         history: what was done to the model, kept in the header of a sparse file.
-        card: written as ``README.md``.
+        card: written as ``README.md``; or a function that makes one of the finished folder.
 
     Raises:
         FileError: the folder exists and is not empty, it cannot be written, or a mask does not fit.
@@ -94,7 +94,7 @@ def save(
         raise FileError(
             f"a folder holds a model of transformers, not a {type(model).__name__}; see openwork.save"
         )
-    with _appearing(Path(folder)) as unfinished, _as_dense(model):
+    with appearing(Path(folder)) as unfinished, _as_dense(model):
         if storage == "dense":
             model.save_pretrained(unfinished, state_dict=_dense_state(model))
         else:
@@ -102,7 +102,8 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
         if card is not None:
-            (unfinished / "README.md").write_text(str(card), encoding="utf-8")
+            page = card if isinstance(card, Card) else card(unfinished)
+            (unfinished / "README.md").write_text(str(page), encoding="utf-8")
 
 
 def nbytes(folder: str | os.PathLike[str]) -> int:
@@ -168,7 +169,7 @@ def _as_dense(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill beside ``folder``, which takes its place when all went well."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileError(f"{folder}: something is there already; name a folder that does not exist yet")

@@ -22,13 +22,14 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from openwork.durable import FileError
 from openwork.files.container import opened_together
-from openwork.files.header import DTYPES, Entry, FileError, Header, weight_of
+from openwork.files.header import DTYPES, Entry, Header, weight_of
 from openwork.files.reading import read_layout, read_one
 from openwork.files.writing import arranged
 from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stored import Stored, arrays
-from openwork.storage import storable, to_dense_
+from openwork.storage import to_dense_
 
 METHOD = "openwork"
 
@@ -174,7 +175,7 @@ def _check(model: nn.Module, own: str, name: str, header: Header, as_layer: bool
     entry, where = header.tensors[name], model.name_or_path
     if shape != entry.shape:
         raise FileError(f"{where}: {name} is {list(entry.shape)} in the file and {list(shape)} in the model")
-    if as_layer and not storable(module):
+    if as_layer and type(module) is not nn.Linear:
         raise FileError(
             f"{where}: {name} was saved from a sparse layer, but it belongs to a {type(module).__name__} here; load with "
             "dense=True"

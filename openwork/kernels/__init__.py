@@ -9,6 +9,8 @@ The kernels take plain contiguous tensors and know nothing of modules. They are 
 - `tiles`: `linear` for activations that stay in feature-major tiles
 - `gradient`: the dense gradient at some positions; `ranking`: the largest of very many scores, tile by tile
 - `slices`, `small_batch`, `bitmasked`: inference with 1 to 16 samples, each with a layout of its own
+- `pairs`: inference in bfloat16 with 16 samples and more
+- `group_int4`: inference with groups of 4-bit codes, some of them absent
 - `inference`, `pages`: what these have in common; memory with large pages
 - `reference`: what all of these mean
 - `native`: the compiled library and its instruction set levels

@@ -31,7 +31,7 @@ LARGEST_BATCH = 6
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
-    "bitmasked_linear(Tensor x, Tensor masks, Tensor values, Tensor first, Tensor? bias, SymInt outputs,"
+    "bitmasked_linear(Tensor x, Tensor masks, Tensor values, Tensor first, Tensor? scales, Tensor? bias, SymInt outputs,"
     " str activation) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -44,19 +44,22 @@ class Bitmasked:
     Attributes:
         shape: (outputs, inputs).
         masks: int64 [groups, blocks]: bit 16 r + c is row r of the group and column c of the block.
-        values: float32 or bfloat16 [kept + VALUE_PADDING], in the order of the bits.
+        values: float32, bfloat16 or int8 [kept + VALUE_PADDING], in the order of the bits.
         first: int64 [groups + 1], the first value of each group.
+        scales: float32 [outputs], of int8 weights.
     """
 
     shape: tuple[int, int]
     masks: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
     first: Tensor = field(repr=False)
+    scales: Tensor | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes it holds."""
-        return self.masks.nbytes + self.values.nbytes + self.first.nbytes
+        held = (self.masks, self.values, self.first, self.scales)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def bitmask_rows(
@@ -69,7 +72,8 @@ def bitmask_rows(
         crow: int32 [outputs + 1].
         col: int32 [kept].
         shape: (outputs, inputs).
-        dtype: what to store weights as: float32, or bfloat16, which rounds them to 8 bits of mantissa.
+        dtype: what to store weights as: float32; bfloat16, which rounds them to 8 bits of mantissa; int8, whole numbers
+            times a scale for each row (`inference.rounded`).
 
     Raises:
         ValueError: not a CSR matrix of this shape.
@@ -87,10 +91,11 @@ def bitmask_rows(
     )
     order = (word * (GROUP_ROWS * MASK_BITS) + bit).argsort()
     packed = torch.zeros(col.numel() + VALUE_PADDING, dtype=dtype)
-    packed[: col.numel()] = values.detach()[order]
+    stored, scales = inference.rounded(values, crow, dtype)
+    packed[: col.numel()] = stored[order]
     starts = torch.arange(groups + 1).mul_(GROUP_ROWS).clamp_(max=outputs)
     masks = in_large_pages(masks.view(groups, blocks))
-    return Bitmasked(shape, masks, in_large_pages(packed), crow.long()[starts])
+    return Bitmasked(shape, masks, in_large_pages(packed), crow.long()[starts], scales)
 
 
 def bitmasked_linear(
@@ -112,7 +117,14 @@ def bitmasked_linear(
     samples = inference.check_inputs(x, bitmasked.shape, bias, activation)
     compute = torch.ops.openwork.bitmasked_linear if linear.is_traced(samples, bias) else _bitmasked_linear
     y: Tensor = compute(
-        samples, bitmasked.masks, bitmasked.values, bitmasked.first, bias, outputs, activation
+        samples,
+        bitmasked.masks,
+        bitmasked.values,
+        bitmasked.first,
+        bitmasked.scales,
+        bias,
+        outputs,
+        activation,
     )
     return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
@@ -122,19 +134,23 @@ def _bitmasked_linear(
     masks: Tensor,
     values: Tensor,
     first: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     outputs: int,
     activation: str,
 ) -> Tensor:
     if not native.enabled():
         rows, columns = positions(masks)
-        return inference.gathered_linear(x, columns, values[: rows.numel()], rows, bias, outputs, activation)
+        return inference.gathered_linear(
+            x, columns, values[: rows.numel()], rows, bias, outputs, activation, scales
+        )
     x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = x.new_empty(x.shape[0], outputs)
     native.kernels().bitmasked_linear(
         x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, masks.data_ptr(), values.data_ptr(),
-        first.data_ptr(), values.dtype == torch.bfloat16, 0 if bias is None else bias.data_ptr(),
+        first.data_ptr(), inference.WEIGHT_DTYPES.index(values.dtype),
+        0 if scales is None else scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
         linear.ACTIVATIONS.index(activation),
         native.threads(masks.numel() * GROUP_ROWS * MASK_BITS * x.shape[0]),
     )  # fmt: skip
@@ -151,6 +167,6 @@ def positions(masks: Tensor) -> tuple[Tensor, Tensor]:
 _library.impl("bitmasked_linear", _bitmasked_linear, "CPU")
 torch.library.register_fake(
     "openwork::bitmasked_linear",
-    lambda x, masks, values, first, bias, outputs, activation: x.new_empty(x.shape[0], outputs),
+    lambda x, masks, values, first, scales, bias, outputs, activation: x.new_empty(x.shape[0], outputs),
     lib=_library,
 )

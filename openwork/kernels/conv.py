@@ -74,7 +74,8 @@ class PreparedConv:
     def positions(self) -> Tensor:
         """Flat positions of the nonzeros in the weight, int64 [kept], made on first use."""
         if self._positions is None:
-            self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
+            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
+                self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
         return self._positions
 
 

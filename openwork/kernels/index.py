@@ -90,7 +90,8 @@ class Prepared:
     def positions(self) -> Tensor:
         """Flat row-major positions of the nonzeros, int64 [kept], made on first use."""
         if self._positions is None:
-            self._positions = flat_positions(self.crow, self.col, self.shape[1])
+            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
+                self._positions = flat_positions(self.crow, self.col, self.shape[1])
         return self._positions
 
 

@@ -14,8 +14,13 @@ from openwork.kernels.topology import validate
 NONZERO_WORK = 16
 """Multiply-adds of a large batch that take about as long as one nonzero of a small one (`native.threads`)."""
 
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
-"""What weights may be stored as. Inputs, products and sums are float32 either way."""
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+"""What weights may be stored as (csrc/weight.h has the same order). Inputs, products and sums are float32 whatever they are;
+int8 has a scale for each row.
+"""
+
+LARGEST_INT8 = 127
+"""Of an int8 weight, on both sides of zero."""
 
 
 def check_weights(
@@ -35,7 +40,28 @@ def check_weights(
             f"found {values.dtype} on {values.device}."
         )
     if dtype not in WEIGHT_DTYPES:
-        raise TypeError(f"Weights can be stored as float32 or bfloat16, not {dtype}.")
+        raise TypeError(f"Weights can be stored as float32, bfloat16 or int8, not {dtype}.")
+
+
+def rounded(values: Tensor, crow: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """`values` [kept] in `dtype`, in their order, and the scales of the rows [rows] where the dtype has such.
+
+    int8 is rounded to the nearest, the largest weight of a row to 127 or -127: `scale * number` is at most half a scale from
+    the weight, and zero stays zero.
+
+    Raises:
+        ValueError: a weight is not finite, and int8 has no number for it.
+    """
+    values = values.detach()
+    if dtype != torch.int8:
+        return values.to(dtype), None
+    if not bool(values.isfinite().all()):
+        raise ValueError("int8 has no number for NaN and infinity, and there are such weights.")
+    rows, row = crow.numel() - 1, torch.repeat_interleave(crow.diff().long())
+    largest = values.new_zeros(rows).scatter_reduce_(0, row, values.abs(), "amax")
+    scales = (largest / LARGEST_INT8).clamp(min=torch.finfo(torch.float32).tiny)
+    numbers = (values / scales[row]).round().clamp(-LARGEST_INT8, LARGEST_INT8)
+    return numbers.to(torch.int8), scales
 
 
 def check_inputs(x: Tensor, shape: tuple[int, int], bias: Tensor | None, activation: str) -> Tensor:
@@ -67,6 +93,7 @@ def gathered_linear(
     bias: Tensor | None,
     outputs: int,
     activation: str,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """The plain twin: every entry is a column, a value and a row, in any order.
 
@@ -78,8 +105,10 @@ def gathered_linear(
         bias: [outputs].
         outputs: number of rows.
         activation: one of `linear.ACTIVATIONS`.
+        scales: [outputs], what the sum of each row is multiplied by.
     """
     padded = torch.cat([x, x.new_zeros(x.shape[0], 1)], 1)
     products = padded[:, columns.flatten().long()] * values.flatten().to(x.dtype)
     y = x.new_zeros(x.shape[0], outputs + 1).index_add(1, rows.flatten(), products)[:, :outputs]
+    y = y if scales is None else y * scales
     return reference.activate(y if bias is None else y + bias, activation)

@@ -11,6 +11,7 @@ over the batch in order, by one thread: results have the same bits for every num
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def sparse_linear(
 ) -> Tensor:
     """`activation(x W^T + bias)` for the sparse W of `values` at the topology of `prepared`.
 
-    float32 on the CPU runs natively, anything else through `reference.sparse_linear`. Differentiable in x,
-    values and bias, twice.
+    float32 on the CPU runs natively, and so do bfloat16 and float16, with float32 sums that are rounded once at the end;
+    anything else goes through `reference.sparse_linear`. Differentiable in x, values and bias, twice.
 
     Args:
         x: [..., inputs]; any strides, any number of leading dimensions.
@@ -60,6 +61,9 @@ def sparse_linear(
     outputs, inputs = prepared.shape
     check_linear(x, inputs, outputs, bias, activation)
     check_values(values, prepared)
+    if is_half(x, values, bias):
+        wide = None if bias is None else bias.float()
+        return sparse_linear(x.float(), values.float(), prepared, wide, activation).to(x.dtype)
     if not is_native(x, values, bias):
         return reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
     if x.dim() == 2:
@@ -69,9 +73,17 @@ def sparse_linear(
 
 
 def differentiable(
-    x: Tensor, values: Tensor, prepared: Prepared, bias: Tensor | None, activation: str
+    x: Tensor,
+    values: Tensor,
+    prepared: Prepared,
+    bias: Tensor | None,
+    activation: str,
+    batch: int | None = None,
 ) -> Tensor:
-    """The operator with what its gradient will need; x [batch, inputs] or tiles."""
+    """The operator with what its gradient will need; x [batch, inputs] or tiles.
+
+    Outputs are held as x is; tiles also become [batch, outputs] if `batch` says how many samples they hold.
+    """
     training = torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     )
@@ -84,10 +96,14 @@ def differentiable(
         y = torch.ops.openwork.sparse_linear(
             x, values, bias, prepared.walk, transposed, prepared.shape[0], fused
         )
+        if batch is not None:
+            y = torch.ops.openwork.unpack_tiles(y, batch)
     elif training:
-        y = _Eager.apply(x, values, bias, prepared, fused)  # type: ignore[no-untyped-call]
+        y = _Eager.apply(x, values, bias, prepared, fused, batch)  # type: ignore[no-untyped-call]
     else:
-        y = run_linear(x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=fused)
+        y = run_linear(
+            x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=fused, batch=batch
+        )
     return y if fused == activation else reference.activate(y, activation)
 
 
@@ -113,6 +129,8 @@ def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
             f"x must be [batch, {inputs}] and dy [batch, {outputs}], "
             f"found {list(x.shape)} and {list(dy.shape)}."
         )
+    if is_half(x, dy):
+        return weight_gradient(x.float(), dy.float(), prepared).to(x.dtype)
     if not is_native(x, dy):
         return reference.weight_gradient(x, dy, prepared.positions)
     transposed = prepared.transposed if torch.is_grad_enabled() and x.requires_grad else []
@@ -121,10 +139,23 @@ def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
 
 
 def is_native(*tensors: Tensor | None) -> bool:
-    """Whether the native kernels compute with these tensors: float32 on the CPU."""
-    if not native.enabled():
+    """Whether the native kernels compute with these tensors: float32 on the CPU, outside transforms of ``torch.func``, which
+    need operators they know.
+    """
+    if not native.enabled() or torch._C._are_functorch_transforms_active():
         return False
     return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in tensors)
+
+
+def is_half(*tensors: Tensor | None) -> bool:
+    """Whether these tensors are computed natively once they are widened: all bfloat16 or all float16, on the CPU."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if not native.enabled() or len(dtypes) != 1 or dtypes.isdisjoint(_HALF):
+        return False
+    return all(t is None or t.is_cpu for t in tensors)
+
+
+_HALF = {torch.bfloat16, torch.float16}
 
 
 def is_traced(*tensors: Tensor | None) -> bool:
@@ -195,21 +226,75 @@ def run_linear(
     words: Tensor | None = None,
     bias: Tensor | None = None,
     activation: str = "none",
+    batch: int | None = None,
 ) -> Tensor:
-    """The native forward kernel, with the weights as values or as a woven stream."""
+    """The native forward kernel, with the weights as values or as a woven stream; `batch` as in `differentiable`."""
     col, runs, buckets, parts, *permutation = walk
     x = laid_out(x)
     values = None if values is None else values.contiguous()
     bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(x.shape[0], outputs, *x.shape[2:])
-    batch, inputs, tiled = _sizes(x)
+    samples, inputs, tiled = _sizes(x)
+    if batch is None:
+        y = x.new_empty(x.shape[0], outputs, *x.shape[2:])
+    else:
+        samples, y = batch, x.new_empty(batch, outputs)
     native.kernels().sparse_linear(
-        x.data_ptr(), y.data_ptr(), batch, inputs, outputs, _address(words), _address(values),
+        x.data_ptr(), y.data_ptr(), samples, inputs, outputs, _address(words), _address(values),
         _address(*permutation), _address(bias), ACTIVATIONS.index(activation), col.data_ptr(), col.numel(),
         runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0], buckets.shape[1], tiled,
-        native.threads((col.numel() + inputs + outputs) * batch),
+        y.dim() == 3, native.threads((col.numel() + inputs + outputs) * samples),
     )  # fmt: skip
     return y
+
+
+Wanted = tuple[bool, bool, bool]
+"""Which gradients: of x, of the values, of the bias."""
+
+
+def run_gradients(
+    x: Tensor,
+    dy: Tensor,
+    walk: list[Tensor],
+    wanted: Wanted,
+    *,
+    gate: Tensor | None = None,
+    values: Tensor | None = None,
+    transposed: Sequence[Tensor] = (),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The native backward kernel: the gradients of x, values and bias, None where not wanted.
+
+    Args:
+        x: [batch, inputs] or tiles.
+        dy: gradient of the outputs, [batch, outputs] or tiles.
+        walk: that of the matrix.
+        wanted: which gradients.
+        gate: the outputs, if relu was applied to them: only where they are positive dy counts.
+        values: for the gradient of x, as is the next.
+        transposed: the walk of the transposed matrix.
+    """
+    col, runs, buckets, parts = walk
+    x, dy = laid_out(x), laid_out(dy)
+    (samples, inputs, tiled_x), (others, outputs, tiled_dy) = _sizes(x), _sizes(dy)
+    samples = min(samples, others)  # rows tell how many of the samples in the tiles there are
+    new = x.new_empty if samples else x.new_zeros
+    dx = new(x.shape) if wanted[0] else None
+    dvalues = new(col.numel()) if wanted[1] else None
+    dbias = new(outputs) if wanted[2] else None
+    other: tuple[int, ...] = (0,) * 8
+    if values is not None and dx is not None:
+        values = values.contiguous()
+        t_col, t_runs, t_buckets, t_parts, permutation = transposed
+        other = (
+            values.data_ptr(), permutation.data_ptr(), t_col.data_ptr(), t_runs.data_ptr(), t_buckets.data_ptr(),
+            t_parts.data_ptr(), t_buckets.shape[0], t_buckets.shape[1],
+        )  # fmt: skip
+    native.kernels().linear_gradients(
+        x.data_ptr(), dy.data_ptr(), _address(gate), _address(dx), _address(dvalues), _address(dbias), samples,
+        inputs, outputs, tiled_x, tiled_dy, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(),
+        parts.data_ptr(), buckets.shape[0], buckets.shape[1], *other,
+        native.threads((col.numel() + inputs + outputs) * samples),
+    )  # fmt: skip
+    return dx, dvalues, dbias
 
 
 def _weight_gradient(x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor]) -> Tensor:
@@ -217,15 +302,8 @@ def _weight_gradient(x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list
         len(walk) == PERMUTED
     ):  # the same numbers, from the matrix whose nonzeros are in the order of the values
         x, dy, walk = dy, x, transposed
-    col, runs, buckets, parts = walk
-    x, dy = laid_out(x), laid_out(dy)
-    batch, inputs, tiled = _sizes(x)
-    gradient = x.new_empty(col.numel()) if batch else x.new_zeros(col.numel())
-    native.kernels().weight_gradient(
-        x.data_ptr(), dy.data_ptr(), batch, inputs, dy.shape[1], gradient.data_ptr(), col.data_ptr(),
-        runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0], buckets.shape[1], tiled,
-        native.threads((col.numel() + inputs + dy.shape[1]) * batch),
-    )  # fmt: skip
+    gradient = run_gradients(x, dy, walk, (False, True, False))[1]
+    assert gradient is not None
     return gradient
 
 
@@ -252,9 +330,17 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, prepared: Prepared, activation: str
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        prepared: Prepared,
+        activation: str,
+        batch: int | None,
     ) -> Tensor:
-        y = run_linear(x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=activation)
+        y = run_linear(
+            x, prepared.walk, prepared.shape[0], values=values, bias=bias, activation=activation, batch=batch
+        )
         ctx.save_for_backward(x, values, y if activation == "relu" else None)
         ctx.prepared = prepared
         return y
@@ -263,20 +349,26 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, values, y = ctx.saved_tensors
         prepared: Prepared = ctx.prepared
-        walk, transposed = prepared.walk, prepared.transposed if ctx.needs_input_grad[0] else []
+        wanted: Wanted = ctx.needs_input_grad[:3]
+        transposed = prepared.transposed if wanted[0] else []
+        if not torch.is_grad_enabled():
+            found = run_gradients(x, dy, prepared.walk, wanted, gate=y, values=values, transposed=transposed)
+            return *found, None, None, None
         # The gradient of a gradient, which is rare, takes the way through the operators.
-        linear = torch.ops.openwork.sparse_linear if torch.is_grad_enabled() else _sparse_linear
-        gradient = torch.ops.openwork.weight_gradient if torch.is_grad_enabled() else _weight_gradient
-        dx = dvalues = dbias = None
         if y is not None:
             dy = dy * (y > 0)
-        if ctx.needs_input_grad[0]:
-            dx = linear(dy, values, None, transposed, walk, prepared.shape[1], "none")
-        if ctx.needs_input_grad[1]:
-            dvalues = gradient(x, dy, walk, transposed)
-        if ctx.needs_input_grad[2]:
+        if dy.dim() != x.dim():
+            dy = torch.ops.openwork.pack_tiles(dy)
+        dx = dvalues = dbias = None
+        if wanted[0]:
+            dx = torch.ops.openwork.sparse_linear(
+                dy, values, None, transposed, prepared.walk, prepared.shape[1], "none"
+            )
+        if wanted[1]:
+            dvalues = torch.ops.openwork.weight_gradient(x, dy, prepared.walk, transposed)
+        if wanted[2]:
             dbias = dy.sum(_SAMPLES[dy.dim()])
-        return dx, dvalues, dbias, None, None
+        return dx, dvalues, dbias, None, None, None
 
 
 _SAMPLES = {2: (0,), 3: (0, 2)}

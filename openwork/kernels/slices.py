@@ -22,7 +22,7 @@ SLICE_ROWS = 16
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
-    "sliced_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor rows, Tensor? bias,"
+    "sliced_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor rows, Tensor? scales, Tensor? bias,"
     " SymInt outputs, str activation) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -35,9 +35,10 @@ class Slices:
     Attributes:
         shape: (outputs, inputs).
         columns: uint16, or int32 for more than 65535 inputs, [entries, 16]; `inputs` where a row has ended.
-        values: float32 or bfloat16 [entries, 16]; zero where a row has ended.
+        values: float32, bfloat16 or int8 [entries, 16]; zero where a row has ended.
         ends: int64 [slices + 1]: slice i has the entries from ends[i] to ends[i + 1].
         rows: int32 [slices * 16], the row in each lane, longest rows first; -1 for none.
+        scales: float32 [outputs], of int8 weights.
     """
 
     shape: tuple[int, int]
@@ -45,11 +46,13 @@ class Slices:
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
     rows: Tensor = field(repr=False)
+    scales: Tensor | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes it holds."""
-        return self.columns.nbytes + self.values.nbytes + self.ends.nbytes + self.rows.nbytes
+        held = (self.columns, self.values, self.ends, self.rows, self.scales)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def padded_entries(crow: Tensor) -> int:
@@ -68,7 +71,8 @@ def slice_rows(
         crow: int32 [outputs + 1].
         col: int32 [kept].
         shape: (outputs, inputs).
-        dtype: what to store weights as: float32, or bfloat16, which rounds them to 8 bits of mantissa.
+        dtype: what to store weights as: float32; bfloat16, which rounds them to 8 bits of mantissa; int8, whole numbers
+            times a scale for each row (`inference.rounded`).
 
     Raises:
         ValueError: not a CSR matrix of this shape.
@@ -92,14 +96,16 @@ def slice_rows(
     entries = int(ends[-1])
     columns = torch.full((entries * SLICE_ROWS,), inputs, dtype=torch.int32)
     columns[place] = col
-    weights = torch.zeros(entries * SLICE_ROWS)
-    weights[place] = values.detach()
+    stored, scales = inference.rounded(values, crow, dtype)
+    weights = torch.zeros(entries * SLICE_ROWS, dtype=dtype)
+    weights[place] = stored
     return Slices(
         shape,
         in_large_pages(columns.to(inference.column_dtype(inputs)).view(-1, SLICE_ROWS)),
-        in_large_pages(weights.to(dtype).view(-1, SLICE_ROWS)),
+        in_large_pages(weights.view(-1, SLICE_ROWS)),
         ends,
         rows,
+        scales,
     )
 
 
@@ -120,7 +126,15 @@ def sliced_linear(x: Tensor, slices: Slices, bias: Tensor | None = None, activat
     samples = inference.check_inputs(x, slices.shape, bias, activation)
     compute = torch.ops.openwork.sliced_linear if linear.is_traced(samples, bias) else _sliced_linear
     y: Tensor = compute(
-        samples, slices.columns, slices.values, slices.ends, slices.rows, bias, slices.shape[0], activation
+        samples,
+        slices.columns,
+        slices.values,
+        slices.ends,
+        slices.rows,
+        slices.scales,
+        bias,
+        slices.shape[0],
+        activation,
     )
     return y if x.dim() == 2 else y.view(*x.shape[:-1], slices.shape[0])
 
@@ -131,6 +145,7 @@ def _sliced_linear(
     values: Tensor,
     ends: Tensor,
     rows: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     outputs: int,
     activation: str,
@@ -138,14 +153,15 @@ def _sliced_linear(
     if not native.enabled():
         owner = torch.where(rows < 0, outputs, rows).long().view(-1, SLICE_ROWS)
         owner = owner.repeat_interleave(ends.diff(), 0)
-        return inference.gathered_linear(x, columns, values, owner, bias, outputs, activation)
+        return inference.gathered_linear(x, columns, values, owner, bias, outputs, activation, scales)
     x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = x.new_empty(x.shape[0], outputs)
     native.kernels().sliced_linear(
         x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, columns.data_ptr(), values.data_ptr(),
         ends.data_ptr(), rows.data_ptr(), ends.numel() - 1, columns.dtype == torch.int32,
-        values.dtype == torch.bfloat16, 0 if bias is None else bias.data_ptr(),
+        inference.WEIGHT_DTYPES.index(values.dtype),
+        0 if scales is None else scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
         linear.ACTIVATIONS.index(activation),
         native.threads(values.numel() * x.shape[0] * inference.NONZERO_WORK),
     )  # fmt: skip
@@ -155,6 +171,8 @@ def _sliced_linear(
 _library.impl("sliced_linear", _sliced_linear, "CPU")
 torch.library.register_fake(
     "openwork::sliced_linear",
-    lambda x, columns, values, ends, rows, bias, outputs, activation: x.new_empty(x.shape[0], outputs),
+    lambda x, columns, values, ends, rows, scales, bias, outputs, activation: x.new_empty(
+        x.shape[0], outputs
+    ),
     lib=_library,
 )

@@ -25,7 +25,7 @@ LARGEST_BATCH = 16
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
-    "small_batch_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor? bias, str activation)"
+    "small_batch_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor? scales, Tensor? bias, str activation)"
     " -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -38,19 +38,22 @@ class Octets:
     Attributes:
         shape: (outputs, inputs).
         columns: uint16, or int32 for more than 65535 inputs, [octets, 8]; `inputs` where a row has ended.
-        values: float32 or bfloat16 [octets, 8]; zero where a row has ended.
+        values: float32, bfloat16 or int8 [octets, 8]; zero where a row has ended.
         ends: int64 [outputs + 1]: row r has the octets from ends[r] to ends[r + 1].
+        scales: float32 [outputs], of int8 weights.
     """
 
     shape: tuple[int, int]
     columns: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
+    scales: Tensor | None = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes it holds."""
-        return self.columns.nbytes + self.values.nbytes + self.ends.nbytes
+        held = (self.columns, self.values, self.ends, self.scales)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def octet_rows(
@@ -63,7 +66,8 @@ def octet_rows(
         crow: int32 [outputs + 1].
         col: int32 [kept].
         shape: (outputs, inputs).
-        dtype: what to store weights as: float32, or bfloat16, which rounds them to 8 bits of mantissa.
+        dtype: what to store weights as: float32; bfloat16, which rounds them to 8 bits of mantissa; int8, whole numbers
+            times a scale for each row (`inference.rounded`).
 
     Raises:
         ValueError: not a CSR matrix of this shape.
@@ -78,13 +82,15 @@ def octet_rows(
     size = int(ends[-1]) * OCTET
     columns = torch.full((size,), inputs, dtype=torch.int32)
     columns[place] = col
-    weights = torch.zeros(size)
-    weights[place] = values.detach()
+    stored, scales = inference.rounded(values, crow, dtype)
+    weights = torch.zeros(size, dtype=dtype)
+    weights[place] = stored
     return Octets(
         shape,
         in_large_pages(columns.to(inference.column_dtype(inputs)).view(-1, OCTET)),
-        in_large_pages(weights.to(dtype).view(-1, OCTET)),
+        in_large_pages(weights.view(-1, OCTET)),
         ends,
+        scales,
     )
 
 
@@ -109,23 +115,30 @@ def small_batch_linear(
     compute = (
         torch.ops.openwork.small_batch_linear if linear.is_traced(samples, bias) else _small_batch_linear
     )
-    y: Tensor = compute(samples, octets.columns, octets.values, octets.ends, bias, activation)
+    y: Tensor = compute(samples, octets.columns, octets.values, octets.ends, octets.scales, bias, activation)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], octets.shape[0])
 
 
 def _small_batch_linear(
-    x: Tensor, columns: Tensor, values: Tensor, ends: Tensor, bias: Tensor | None, activation: str
+    x: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    ends: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
 ) -> Tensor:
     outputs = ends.numel() - 1
     if not native.enabled():
         rows = torch.arange(outputs).repeat_interleave(ends.diff() * OCTET)
-        return inference.gathered_linear(x, columns, values, rows, bias, outputs, activation)
+        return inference.gathered_linear(x, columns, values, rows, bias, outputs, activation, scales)
     x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = x.new_empty(x.shape[0], outputs)
     native.kernels().small_batch_linear(
         x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, columns.data_ptr(), values.data_ptr(),
-        ends.data_ptr(), columns.dtype == torch.int32, values.dtype == torch.bfloat16,
+        ends.data_ptr(), columns.dtype == torch.int32, inference.WEIGHT_DTYPES.index(values.dtype),
+        0 if scales is None else scales.data_ptr(),
         0 if bias is None else bias.data_ptr(), linear.ACTIVATIONS.index(activation),
         native.threads(values.numel() * inference.NONZERO_WORK),
     )  # fmt: skip
@@ -135,6 +148,6 @@ def _small_batch_linear(
 _library.impl("small_batch_linear", _small_batch_linear, "CPU")
 torch.library.register_fake(
     "openwork::small_batch_linear",
-    lambda x, columns, values, ends, bias, activation: x.new_empty(x.shape[0], ends.shape[0] - 1),
+    lambda x, columns, values, ends, scales, bias, activation: x.new_empty(x.shape[0], ends.shape[0] - 1),
     lib=_library,
 )

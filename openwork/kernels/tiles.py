@@ -27,15 +27,15 @@ def pack_tiles(x: Tensor) -> Tensor:
         raise ValueError(f"x must be [batch, features], found {list(x.shape)}.")
     if not linear.is_native(x):
         return reference.pack_tiles(x)
-    tiles: Tensor = torch.ops.openwork.pack_tiles(x)
+    traced = linear.is_traced(x) or (x.requires_grad and torch.is_grad_enabled())
+    tiles: Tensor = torch.ops.openwork.pack_tiles(x) if traced else _pack(x)
     return tiles
 
 
 def unpack_tiles(tiles: Tensor, batch: int) -> Tensor:
     """The first `batch` samples of tiles [ceil(batch / 64), features, 64] as [batch, features]."""
     _check_tiles(tiles)
-    if not 0 <= tiles.shape[0] * TILE_WIDTH - batch < TILE_WIDTH:
-        raise ValueError(f"{batch} samples need {-(-batch // TILE_WIDTH)} tiles, found {tiles.shape[0]}.")
+    _check_batch(tiles, batch)
     if not linear.is_native(tiles):
         return reference.unpack_tiles(tiles, batch)
     x: Tensor = torch.ops.openwork.unpack_tiles(tiles, batch)
@@ -43,18 +43,28 @@ def unpack_tiles(tiles: Tensor, batch: int) -> Tensor:
 
 
 def sparse_linear_tiles(
-    tiles: Tensor, values: Tensor, prepared: Prepared, bias: Tensor | None = None, activation: str = "none"
+    tiles: Tensor,
+    values: Tensor,
+    prepared: Prepared,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    batch: int | None = None,
 ) -> Tensor:
-    """`linear.sparse_linear` from tiles [count, inputs, 64] to tiles [count, outputs, 64]."""
+    """`linear.sparse_linear` from tiles [count, inputs, 64] to tiles [count, outputs, 64], or to [batch, outputs] if
+    `batch` says how many samples they hold.
+    """
     _check_tiles(tiles)
+    if batch is not None:
+        _check_batch(tiles, batch)
     outputs, inputs = prepared.shape
     linear.check_linear(tiles[:0, :, 0], inputs, outputs, bias, activation)
     linear.check_values(values, prepared)
     if not linear.is_native(tiles, values, bias):
         x = tiles.transpose(1, 2)
         y = reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
-        return y.transpose(1, 2).contiguous()
-    return linear.differentiable(tiles, values, prepared, bias, activation)
+        y = y.transpose(1, 2).contiguous()
+        return y if batch is None else reference.unpack_tiles(y, batch)
+    return linear.differentiable(tiles, values, prepared, bias, activation, batch)
 
 
 def _check_tiles(tiles: Tensor) -> None:
@@ -62,6 +72,11 @@ def _check_tiles(tiles: Tensor) -> None:
         raise ValueError(
             f"tiles must be [count, features, {TILE_WIDTH}], found {list(tiles.shape)}: use pack_tiles."
         )
+
+
+def _check_batch(tiles: Tensor, batch: int) -> None:
+    if not 0 <= tiles.shape[0] * TILE_WIDTH - batch < TILE_WIDTH:
+        raise ValueError(f"{batch} samples need {-(-batch // TILE_WIDTH)} tiles, found {tiles.shape[0]}.")
 
 
 def _pack(x: Tensor) -> Tensor:

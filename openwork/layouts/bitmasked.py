@@ -66,3 +66,11 @@ class BFloat16Bitmasked(Bitmasked):
 
     name: ClassVar[str] = "bitmask bf16"
     weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@layout
+class Int8Bitmasked(Bitmasked):
+    """The same with weights rounded to int8, and a scale for each row. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "bitmask int8"
+    weight_dtype: ClassVar[torch.dtype] = torch.int8

@@ -33,7 +33,7 @@ STORED = ("weight_values", "weight_crow", "weight_col")
 P = TypeVar("P")
 """What the kernels of a layer derive from its indices."""
 
-D = TypeVar("D", nn.Linear, nn.Conv2d)
+D = TypeVar("D", nn.Linear, nn.Conv2d, nn.Embedding)
 
 
 class SparseLayer(nn.Module, Generic[P]):
@@ -122,9 +122,9 @@ class SparseLayer(nn.Module, Generic[P]):
             self.bias.copy_(bias)
         return self
 
-    def _like(self, dense: nn.Linear | nn.Conv2d) -> Self:
+    def _like(self, dense: nn.Linear | nn.Conv2d | nn.Embedding) -> Self:
         """Train what ``dense`` trains, in the mode that it is in."""
-        for ours, theirs in ((self.weight_values, dense.weight), (self.bias, dense.bias)):
+        for ours, theirs in ((self.weight_values, dense.weight), (self.bias, getattr(dense, "bias", None))):
             if ours is not None and theirs is not None:
                 ours.requires_grad_(theirs.requires_grad)
         return self.train(dense.training)
@@ -132,7 +132,7 @@ class SparseLayer(nn.Module, Generic[P]):
     def _densified(self, dense: D) -> D:
         """``dense`` (on the meta device) with the weights of this layer."""
         dense.weight = nn.Parameter(self.weight, requires_grad=self.weight_values.requires_grad)
-        if self.bias is not None:
+        if self.bias is not None and not isinstance(dense, nn.Embedding):
             dense.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
         return dense.train(self.training)
 

@@ -87,6 +87,7 @@ def layouts(coarsest: torch.dtype | None = None) -> tuple[type[Layout], ...]:
     import openwork.layouts.bitmasked
     import openwork.layouts.dense
     import openwork.layouts.nmg
+    import openwork.layouts.pairs
     import openwork.layouts.row_blocks
     import openwork.layouts.shared_columns
     import openwork.layouts.slices

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openwork.kernels.gradient import gradient_at
 from openwork.kernels.linear import Prepared, prepare, sparse_linear
+from openwork.kernels.tiles import sparse_linear_tiles
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.layer import SparseLayer, check_held, topology_of
 
@@ -105,6 +106,10 @@ class SparseLinear(SparseLayer[Prepared], nn.Linear):  # type: ignore[misc]  # t
             raise ValueError(f"this layer takes [..., {self.in_features}], not {described(x)}")
         x = self._in_precision(x)
         return self._observed(x, sparse_linear(x, self.weight_values, self.prepared, self.bias))
+
+    def on_tiles(self, tiles: Tensor, activation: str = "none", batch: int | None = None) -> Tensor:
+        """``activation(x Wᵀ + b)`` in a chain of layers: :func:`openwork.kernels.tiles.sparse_linear_tiles`."""
+        return sparse_linear_tiles(tiles, self.weight_values, self.prepared, self.bias, activation, batch)
 
     def gradient_rows(self, first: int, last: int) -> Tensor:
         """Rows of ``dyᵀ x``, summed over the observations."""

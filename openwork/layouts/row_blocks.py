@@ -66,7 +66,8 @@ class RowBlocks(Layout):
                 f"the rows of this {topology.shape[0]} x {topology.shape[1]} weight do not share their "
                 "columns in blocks: hold it in another layout, or prune it with the pattern Block(4, 1)"
             )
-        return cls(row_blocks(topology.crow, topology.col, values.float(), topology.shape, found, batch))
+        crow, col, shape = topology.crow, topology.col, topology.shape
+        return cls(row_blocks(crow, col, values.float(), shape, found, batch, cls.weight_dtype))
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return self.held.linear(x, bias, activation)
@@ -74,6 +75,28 @@ class RowBlocks(Layout):
     @property
     def nbytes(self) -> int:
         return self.held.nbytes
+
+
+@layout
+class BFloat16RowBlocks(RowBlocks):
+    """Blocks of 16 rows for fewer than 12 samples, weights rounded to bfloat16."""
+
+    name: ClassVar[str] = "row blocks bf16"
+    weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+    @classmethod
+    def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
+        if batch >= FEW:
+            return f"it is for fewer than {FEW} samples: with {batch} it is not the bytes that take the time"
+        return super().unsuited(topology, values, batch)
+
+
+@layout
+class Int8RowBlocks(BFloat16RowBlocks):
+    """Blocks of 16 rows for fewer than 12 samples, weights rounded to int8 with a scale for each row."""
+
+    name: ClassVar[str] = "row blocks int8"
+    weight_dtype: ClassVar[torch.dtype] = torch.int8
 
 
 def height(topology: CSR, heights: tuple[int, ...] = HEIGHTS) -> int | None:

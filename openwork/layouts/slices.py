@@ -68,3 +68,11 @@ class BFloat16Slices(Slices):
 
     name: ClassVar[str] = "slices bf16"
     weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@layout
+class Int8Slices(Slices):
+    """The same with weights rounded to int8, and a scale for each row. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "slices int8"
+    weight_dtype: ClassVar[torch.dtype] = torch.int8

@@ -58,3 +58,11 @@ class BFloat16Octets(Octets):
 
     name: ClassVar[str] = "octets bf16"
     weight_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@layout
+class Int8Octets(Octets):
+    """The same with weights rounded to int8, and a scale for each row. Inputs, products and sums are float32."""
+
+    name: ClassVar[str] = "octets int8"
+    weight_dtype: ClassVar[torch.dtype] = torch.int8

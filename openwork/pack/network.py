@@ -18,7 +18,6 @@ from openwork.kernels.blocked import block_shape
 from openwork.pack.graph import Reader, traced
 from openwork.pack.steps import Conv, Plain, Step, Values, filled, places
 
-
 SIZES_KEPT = 4
 """Numbers of images for which memory is kept."""
 

@@ -3,8 +3,8 @@
 Draw the connections of a layer one by one, from the largest ``|w| / max |w|`` down. Units are there from the start; each
 connection either joins two parts of the graph or closes a cycle. A part that is joined at level ``w`` has lived ``1 - w``;
 ``beta_0`` counts parts and ``beta_1`` independent cycles. Such fingerprints do not depend on the order of units, and compare
-layers of different sizes (Rieck et al., Neural Persistence, ICLR 2019, arXiv 1812.09764; Ballester & Rieck, On the Expressivity of
-Persistent Homology in Graph Learning, 2023, arXiv 2302.09826).
+layers of different sizes (Rieck et al., Neural Persistence, ICLR 2019, arXiv 1812.09764; Ballester & Rieck, On the Expressivity
+of Persistent Homology in Graph Learning, 2023, arXiv 2302.09826).
 """
 
 from __future__ import annotations

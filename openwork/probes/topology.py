@@ -120,7 +120,8 @@ def binomial(places: int, probability: float) -> Tensor:
 def tail_exponent(degrees: Tensor, least: int = 1) -> float:
     """Exponent ``1 + n / sum ln(k / (least - 0.5))`` of a power law fitted to the degrees from ``least`` on.
 
-    Clauset, Shalizi, Newman, Power-law Distributions in Empirical Data, 2009. About 2 to 3 in networks with hubs, larger where there are none. Infinite where no unit has so many.
+    Clauset, Shalizi, Newman, Power-law Distributions in Empirical Data, 2009. About 2 to 3 in networks with hubs, larger where
+    there are none. Infinite where no unit has so many.
     """
     if least < 1:
         raise ValueError(f"a power law has no degree below 1; got least={least}")

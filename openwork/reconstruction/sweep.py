@@ -76,7 +76,7 @@ def sweep(
         factor: ``U`` of :func:`openwork.reconstruction.hessian.inverse_factor`, ``[in, in]``.
         mask: which weights may stay, boolean ``[out, in]``; all by default.
         choose: decides the mask of the next ``every`` columns from their current weights and their saliency
-            ``w^2 / U[j, j]^2``; without it the mask is what was given.
+            ``w^2 / U[j, j]^2``, minus infinity where ``mask`` is False; without it the mask is what was given.
         every: columns that ``choose`` decides together: 128 for SparseGPT, ``m`` for n:m. The last may be fewer.
         quantize: gives the weights that stay their values; without it they keep what the sweep has made of them.
         block: columns between two updates of all the rest. It changes only the speed (but for the last bits).
@@ -87,7 +87,8 @@ def sweep(
     rows, columns = weight.shape
     # one column after another is read and written, so columns are held contiguously
     w = weight.to(factor.dtype).T.contiguous()
-    kept = torch.ones_like(w, dtype=torch.bool) if mask is None else mask.T.clone()
+    alive = torch.ones_like(w, dtype=torch.bool) if mask is None else mask.T.contiguous()
+    kept = alive.clone()
     pivots = factor.diagonal()
     group = 0 if quantize is None else quantize.group or columns
     # whoever looks ahead must see weights that are up to date
@@ -98,14 +99,15 @@ def sweep(
         for j in range(start, stop):
             if choose and j % every == 0:
                 ahead = slice(j, min(j + every, columns))
-                saliency = (w[ahead] / pivots[ahead, None]).square_().masked_fill_(~kept[ahead], -torch.inf)
-                kept[ahead] &= choose(w[ahead].T, saliency.T, j).T
+                saliency = (w[ahead] / pivots[ahead, None]).square_().masked_fill_(~alive[ahead], -torch.inf)
+                kept[ahead] = choose(w[ahead].T, saliency.T, j).T
             if quantize and j % group == 0:
                 ahead = slice(j, min(j + group, columns))
                 quantize.fit(w[ahead].T, kept[ahead].T, j)
-            settled = torch.where(kept[j], w[j], 0)
+            stays = kept[j] & alive[j]
+            settled = torch.where(stays, w[j], 0)
             if quantize:
-                settled = torch.where(kept[j], quantize.column(settled, kept[j], j, float(pivots[j])), 0)
+                settled = torch.where(stays, quantize.column(settled, stays, j, float(pivots[j])), 0)
             error = errors[j - start] = (w[j] - settled) / pivots[j]
             loss += error.square()
             w[j] = settled

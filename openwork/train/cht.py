@@ -19,7 +19,7 @@ from openwork.graphs import without_dead_ends
 from openwork.growth import Growth, drawn
 from openwork.initialization import Init
 from openwork.method import Method, method
-from openwork.patterns import Block, Groups, pattern, top_k
+from openwork.patterns import Block, Gates, Groups, pattern, top_k
 from openwork.plan import Plan
 from openwork.schedules import value_at
 from openwork.sparsifier import Sparsifier
@@ -79,7 +79,7 @@ class CHT(SET):
             )
         if self.score not in ("magnitude", "relative"):
             raise ValueError(f"unknown score {self.score!r}: choose magnitude or relative")
-        if isinstance(pattern(self.pattern), (Block, Groups)):
+        if isinstance(pattern(self.pattern), (Block, Gates, Groups)):
             raise ValueError(
                 f"CHT links single units, and pattern {self.pattern} keeps connections together: use 'unstructured', 'fan-in' "
                 "or n:m"
@@ -94,7 +94,7 @@ class CHT(SET):
         fraction = value_at(self.drop, step, self.run_length)
         power = 1.0 + 2.0 * step / self.run_length
         survivors = {}
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             strength = c.pool(importance(c, self.score))
             if self.soft:
                 strength = drawn(strength.double() ** power, sparsifier.generator)

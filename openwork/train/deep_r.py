@@ -10,7 +10,7 @@ from torch import Tensor
 from openwork.connections import Connections
 from openwork.growth import Random
 from openwork.method import method
-from openwork.patterns import Block, Groups, pattern
+from openwork.patterns import Block, Gates, Groups, pattern
 from openwork.positions import located
 from openwork.sparsifier import Sparsifier, Training
 
@@ -54,7 +54,7 @@ class DeepR(Training):
         super().__post_init__()
         if self.l1 < 0 or self.noise < 0:
             raise ValueError(f"l1 and noise are at least 0; got l1={self.l1}, noise={self.noise}")
-        if isinstance(pattern(self.pattern), (Block, Groups)):
+        if isinstance(pattern(self.pattern), (Block, Gates, Groups)):
             raise ValueError(
                 f"DeepR lets single connections die, and pattern {self.pattern} keeps them together: use 'unstructured', "
                 "'fan-in' or n:m"
@@ -68,7 +68,7 @@ class DeepR(Training):
         return True
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             key = f"signs {c.name}"
             sparsifier.state[key] = self._rewire(c, sparsifier.state[key].to(c.device), sparsifier.generator)
 

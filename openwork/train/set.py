@@ -90,7 +90,7 @@ class SET(StaticRandom):
     def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
         """The positions that each parameter is to have from now on. Changes nothing."""
         fraction = value_at(self.drop, step, self.run_length)
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             rule = self.growth_in(c, sparsifier, step)
             yield c, c.rewired(self.survivors(c, fraction), rule, sparsifier.generator)
 

@@ -90,12 +90,10 @@ class SNFS(SET):
 
     def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
         fraction = value_at(self.drop, step, self.run_length)
-        several = [
-            c for c in sparsifier.connections.values() if self.redistributes and not self._pinned(c.name)
-        ]
+        several = [c for c in sparsifier.trained.values() if self.redistributes and not self._pinned(c.name)]
         shares = dict(zip(several, _normalised([self._strength(c) for c in several]), strict=True))
         survivors = {}
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             sparsity = 1.0 - c.kept / c.numel
             growing = c in shares and sparsity < 0.2 and shares[c] > 1.0 / len(shares)
             survivors[c] = self.survivors(c, min(sparsity, fraction) if growing else fraction)

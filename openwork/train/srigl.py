@@ -80,7 +80,7 @@ class SRigL(RigL):
     def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
         fraction = value_at(self.drop, step, self.run_length)
         last = sparsifier.plan.rows[-1].name
-        for c in sparsifier.connections.values():
+        for c in sparsifier.trained.values():
             rule = self.growth_in(c, sparsifier, step)
             assert isinstance(rule, Scored)
             budget = int(sparsifier.state[f"budget {c.name}"])

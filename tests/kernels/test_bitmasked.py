@@ -115,7 +115,7 @@ def test_the_operator_is_sound_and_compiles():
     bits, _ = bits_of(20, 30, 0.5, 1)
     x = torch.randn(1, 30)
     torch.library.opcheck(
-        torch.ops.openwork.bitmasked_linear, (x, bits.masks, bits.values, bits.first, None, 20, "relu")
+        torch.ops.openwork.bitmasked_linear, (x, bits.masks, bits.values, bits.first, None, None, 20, "relu")
     )
     compiled = torch.compile(lambda x: bitmasked_linear(x, bits) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), bitmasked_linear(x, bits) + 1)

@@ -15,9 +15,11 @@ from torch import Tensor
 from openwork.kernels import native
 from openwork.kernels.bitmasked import bitmask_rows, bitmasked_linear
 from openwork.kernels.conv import prepare_conv
+from openwork.kernels.group_int4 import int4_groups
 from openwork.kernels.index import prepare
 from openwork.kernels.linear import sparse_linear
 from openwork.kernels.nmg import nmg
+from openwork.kernels.pairs import pair_up
 from openwork.kernels.planes import Convolution
 from openwork.kernels.row_blocks import row_blocks
 from openwork.kernels.shared_columns import shared_columns
@@ -50,6 +52,15 @@ BORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Shape], Any]] = {
     "bitmask": lambda crow, col, values, shape: bitmask_rows(values, crow, col, shape),
     "row blocks": lambda crow, col, values, shape: row_blocks(crow, col, values, shape, 4),
     "shared columns": shared_columns,
+    "pairs": lambda crow, col, values, shape: pair_up(values, crow, col, shape),
+    "groups of codes": lambda crow, col, values, shape: int4_groups(
+        torch.zeros(len(values), 8, dtype=torch.uint8),
+        values.half(),
+        values.half(),
+        crow,
+        col,
+        (shape[0], 16 * shape[1]),
+    ),
     "nmg": lambda crow, col, values, shape: nmg(crow, col, values, shape, 2, 4),
     "csr": lambda crow, col, values, shape: CSR(shape, crow, col).validate("weight"),
     "state": state,
@@ -133,7 +144,7 @@ def test_indices_of_another_type_are_refused(border: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(
-    "border", ["octets", "slices", "bitmask", "row blocks", "shared columns", "nmg", "state"]
+    "border", ["octets", "slices", "bitmask", "row blocks", "shared columns", "pairs", "nmg", "state"]
 )
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(5), torch.ones(4, 1), torch.ones(())])
 def test_values_must_be_one_for_each_nonzero(border: str, wrong: Tensor) -> None:

@@ -217,3 +217,31 @@ print(isa(), y.tolist(), x.grad.tolist(), prepared.transposed[4].tolist())
         printed[flag] = done.stdout.split(maxsplit=1)
     assert printed["0"][0] == "reference"
     assert printed["0"][1] == printed["1"][1] == "[[4.0, 15.0]] [[3.0, 2.0, 4.0]] [1, 0, 2]\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 5, 70])
+def test_half_precision_is_computed_in_float32_and_rounded_once(level, dtype, batch):
+    prepared, values, _ = random_matrix(40, 60, 0.6, 4)
+    x, values, bias = torch.randn(batch, 60).to(dtype), values.to(dtype), torch.randn(40).to(dtype)
+    wide = [t.float().requires_grad_() for t in (x, values, bias)]
+    narrow = [t.clone().requires_grad_() for t in (x, values, bias)]
+    expected = sparse_linear(wide[0], wide[1], prepared, wide[2], "relu")
+    y = sparse_linear(narrow[0], narrow[1], prepared, narrow[2], "relu")
+    assert y.dtype is dtype
+    assert torch.equal(y, expected.to(dtype))
+    dy = torch.randn(batch, 40).to(dtype)
+    y.backward(dy)
+    expected.backward(dy.float())
+    for ours, theirs in zip(narrow, wide, strict=True):
+        assert ours.grad.dtype is dtype
+        assert torch.equal(ours.grad, theirs.grad.to(dtype))
+    gradient = weight_gradient(x, dy, prepared)
+    assert gradient.dtype is dtype
+    assert torch.equal(gradient, weight_gradient(x.float(), dy.float(), prepared).to(dtype))
+
+
+def test_half_precision_never_makes_the_dense_matrix(monkeypatch):
+    prepared, values, _ = random_matrix(40, 60, 0.6, 4)
+    monkeypatch.setattr("openwork.kernels.reference.dense", lambda *_: pytest.fail("densified"))
+    sparse_linear(torch.randn(3, 60).bfloat16(), values.bfloat16(), prepared)

@@ -126,7 +126,7 @@ def test_the_operator_is_sound_and_compiles():
     x = torch.randn(1, 30)
     torch.library.opcheck(
         torch.ops.openwork.sliced_linear,
-        (x, slices.columns, slices.values, slices.ends, slices.rows, None, 20, "relu"),
+        (x, slices.columns, slices.values, slices.ends, slices.rows, None, None, 20, "relu"),
     )
     compiled = torch.compile(lambda x: sliced_linear(x, slices) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), sliced_linear(x, slices) + 1)

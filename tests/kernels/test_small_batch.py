@@ -122,7 +122,8 @@ def test_the_operator_is_sound_and_compiles():
     octets, _ = in_octets(20, 30, 0.5, 1)
     x = torch.randn(1, 30)
     torch.library.opcheck(
-        torch.ops.openwork.small_batch_linear, (x, octets.columns, octets.values, octets.ends, None, "relu")
+        torch.ops.openwork.small_batch_linear,
+        (x, octets.columns, octets.values, octets.ends, None, None, "relu"),
     )
     compiled = torch.compile(lambda x: small_batch_linear(x, octets) + 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), small_batch_linear(x, octets) + 1)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from openwork.layouts.csr import CSR
 from openwork.layouts.layout import layouts
-from openwork.layouts.row_blocks import RowBlocks, height
+from openwork.layouts.row_blocks import BFloat16RowBlocks, Int8RowBlocks, RowBlocks, height
 
 
 def topology(rows: int, columns: int, high: int, density: float, missing: float = 0.0) -> CSR:
@@ -61,3 +61,17 @@ def test_computes_the_layer(high, batch):
     torch.testing.assert_close(layout.linear(x, bias, "relu"), expected, rtol=1e-5, atol=1e-5)
     assert layout.nbytes > values.nbytes
     assert RowBlocks in layouts()
+
+
+@pytest.mark.parametrize("cls", [BFloat16RowBlocks, Int8RowBlocks])
+def test_narrow_blocks_are_for_few_samples(cls):
+    mask = torch.zeros(64, 40, dtype=torch.bool)
+    mask[:, ::3] = True
+    blocks = CSR.from_mask(mask)
+    values = torch.randn(blocks.kept)
+    assert cls.unsuited(blocks, values, 11) is None
+    assert "fewer than 12" in cls.unsuited(blocks, values, 12)
+    assert "blocks of 16 rows" in cls.unsuited(CSR.from_mask(torch.eye(64).bool()), torch.ones(64), 1)
+    x = torch.randn(3, 40)
+    y = cls.build(blocks, values, 3).linear(x, None, "none")
+    torch.testing.assert_close(y, x @ blocks.dense(values).T, rtol=3e-2, atol=6e-2)

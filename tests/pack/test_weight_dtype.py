@@ -53,6 +53,9 @@ def test_nothing_coarser_than_allowed_takes_part():
     assert {"slices bf16", "octets bf16", "dense bf16"} <= rounded.keys()
     assert rounded["dense bf16"]
     assert not rounded["slices bf16"]
+    coarser = LinearTrial(topology, values, 1, torch.int8).forms()
+    assert rounded.keys() <= coarser.keys()
+    assert {"slices int8", "octets int8"} <= coarser.keys()
     assert contest(topology, values, 1, 0.01, torch.bfloat16).keys() == rounded.keys()
 
 
@@ -98,14 +101,15 @@ def test_every_layout_serves_bfloat16_models_as_exactly_as_they_can_be(batch):
         )
 
 
-@pytest.mark.parametrize("form", ["slices bf16", "dense bf16", "dense onednn bf16"])
+@pytest.mark.parametrize("form", ["slices bf16", "dense bf16", "dense onednn bf16", "bitmask int8"])
 def test_a_model_packed_with_rounded_weights(monkeypatch, form, tmp_path):
-    if form not in LinearTrial(*matrix(), 1, torch.bfloat16).forms():
+    dtype = torch.int8 if "int8" in form else torch.bfloat16
+    if form not in LinearTrial(*matrix(), 1, dtype).forms():
         pytest.skip(f"{form} is not to be had on this machine")
     prefer(monkeypatch, form)
     net, x = model(), torch.randn(1, 60)
     before = copy.deepcopy(net.state_dict())
-    decisions = pack_(net, x, weight_dtype=torch.bfloat16, cache=False)
+    decisions = pack_(net, x, weight_dtype=dtype, cache=False)
     assert [row.layout for row in decisions] == [form, form]
     sparse = not form.startswith("dense")
     assert isinstance(net[0], PackedLinear if sparse else DenseLinear)
@@ -116,13 +120,14 @@ def test_a_model_packed_with_rounded_weights(monkeypatch, form, tmp_path):
         )
         expected, y = rounded(x), net(x)
     assert y.dtype is torch.float32
-    torch.testing.assert_close(y, expected, rtol=1e-5 if sparse else 5e-2, atol=1e-5 if sparse else 0.3)
+    exact = form == "slices bf16"
+    torch.testing.assert_close(y, expected, rtol=1e-5 if exact else 5e-2, atol=1e-5 if exact else 0.3)
     assert torch.equal(net[0].weight, before["0.weight"])  # held as it was, for whoever saves it
 
     save(net, tmp_path / "packed.safetensors")
     again = model()
     load(tmp_path / "packed.safetensors", into=again)
-    pack_(again, x, weight_dtype=torch.bfloat16, cache=False)
+    pack_(again, x, weight_dtype=dtype, cache=False)
     assert torch.equal(again(x), y)
     with torch.no_grad():
         net.load_state_dict(

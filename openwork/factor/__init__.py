@@ -1,0 +1,1 @@
+"""Weights as products of smaller ones: a method a page."""

@@ -1,0 +1,193 @@
+"""A linear layer that holds its weight as codes of a few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openwork.layouts.csr import CSR
+from openwork.quantization import FloatGrid, Grid, IntegerGrid, Placement, Quantized
+from openwork.quantization.codes import pack, unpack
+from openwork.quantization.grids import SCALES
+from openwork.quantization.two_level import TwoLevel
+
+OUTLIERS = ("outlier_values", "outlier_crow", "outlier_col")
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The weights of a layer that are not rounded: a topology, and values ``[kept]`` that sixteen bits hold exactly."""
+
+    topology: CSR
+    values: Tensor
+
+    def dense(self) -> Tensor:
+        """``[out, in]``, zero elsewhere."""
+        return self.topology.dense(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and columns of 16 bits each, and of row pointers of 32."""
+        return 4 * self.topology.kept + 4 * (self.topology.shape[0] + 1)
+
+
+class QuantizedLinear(nn.Module):
+    """``y = x Wᵀ + b`` for inference, with ``W [out, in]`` decoded from packed codes whenever it is needed.
+
+    The memory of the codes, the speed of decoding and a dense product: for models that would not fit otherwise, and for files.
+    What can be computed from codes directly has a layout of its own, :class:`~openwork.layouts.group_int4.GroupInt4Linear`.
+
+    ==================  =============================  =====================================================================
+    ``codes``           uint8 ``[out, bytes]``         packed row by row, the low bits of a byte first
+    ``scale``           ``[out, groups]``              in the precision that the grid stores; or, with statistics in two levels:
+    ``scale_codes``     uint8 ``[groups, bytes]``      packed codes of the scales, and ``zero_codes`` of the zeros
+    ``scale_scale``     float16 ``[groups, runs]``     their scales; ``scale_zero`` their zero points; ``zero_...`` likewise
+    ``zero``            uint8 ``[out, groups]``        zero points of asymmetric integers
+    ``group_of``        int32 ``[in]``                 the group of each input
+    ``outlier_values``  float16 ``[kept]``             weights that are not rounded, where there are any, with
+    ``outlier_crow``    int32 ``[out + 1]``            where each row of them starts, and
+    ``outlier_col``     uint16 ``[kept]``              their inputs
+    ==================  =============================  =====================================================================
+
+    Args:
+        quantized: the codes; copied.
+        bias: ``[out]`` or None; copied.
+        statistics: two-level scales and zeros, instead of those in ``quantized``.
+        outliers: weights beside the codes, at places that decode to zero.
+
+    Raises:
+        ValueError: a group, an input or an outlier that the arrays cannot hold.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        quantized: Quantized,
+        bias: Tensor | None = None,
+        *,
+        statistics: TwoLevel | None = None,
+        outliers: Outliers | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = quantized.codes.shape
+        self.grid: Grid = quantized.grid
+        self._held("codes", pack(quantized.codes, self.grid.bits))
+        self._held("group_of", quantized.group_of.int())
+        self.statistics = statistics is not None
+        if statistics is None:
+            self._held("scale", quantized.at.scale.to(_precision(self.grid)))
+            if isinstance(self.grid, IntegerGrid) and not self.grid.symmetric:
+                whole = self.grid.holds_zero
+                self._held("zero", quantized.at.zero.to(torch.uint8 if whole else _precision(self.grid)))
+        else:
+            for name, level in (("scale", statistics.scale), ("zero", statistics.zero)):
+                self.statistics_grid, self.statistics_group = level.grid, level.group_of
+                self._held(f"{name}_codes", pack(level.codes, level.grid.bits))
+                self._held(f"{name}_scale", level.at.scale.half())
+                self._held(f"{name}_zero", level.at.zero.half())
+        if outliers is not None:
+            if self.in_features > 2**16:
+                raise ValueError(f"outliers name their input in 16 bits; this layer has {self.in_features}")
+            values = (outliers.values.half(), outliers.topology.crow, outliers.topology.col.to(torch.uint16))
+            for name, value in zip(OUTLIERS, values, strict=True):
+                self._held(name, value)
+        held = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.register_parameter("bias", held)
+
+    def _held(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor.detach().clone())
+
+    def _placement(self) -> Placement:
+        if self.statistics:
+            scale, zero = (self._statistic(name) for name in ("scale", "zero"))
+            return Placement(scale, zero.round())
+        scale = self.get_buffer("scale").float()
+        if "zero" in self._buffers:
+            return Placement(scale, self.get_buffer("zero").float())
+        middle = float(2 ** (self.grid.bits - 1)) if isinstance(self.grid, IntegerGrid) else 0.0
+        return Placement(scale, torch.full_like(scale, middle))
+
+    def _statistic(self, name: str) -> Tensor:
+        codes = unpack(self.get_buffer(f"{name}_codes"), self.statistics_grid.bits, self.out_features)
+        at = Placement(self.get_buffer(f"{name}_scale").float(), self.get_buffer(f"{name}_zero").float())
+        return self.statistics_grid.decode(codes, at[:, self.statistics_group]).T
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight that the codes stand for, float32, made anew for whoever asks."""
+        codes = unpack(self.get_buffer("codes"), self.grid.bits, self.in_features)
+        weight = self.grid.decode(codes, self._placement()[:, self.get_buffer("group_of").long()])
+        if OUTLIERS[0] in self._buffers:
+            weight = weight + self._outliers().dense()
+        return weight
+
+    def _outliers(self) -> Outliers:
+        values, crow, col = (self.get_buffer(name) for name in OUTLIERS)
+        return Outliers(CSR((self.out_features, self.in_features), crow, col.int()), values.float())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [..., in]`` to ``[..., out]``."""
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        """Sizes and the grid."""
+        bits = 8 * self.nbytes / max(1, self.in_features * self.out_features)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"grid={self.grid}, bits_per_weight={bits:.3g}"
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        """Codes and scales keep their dtype: only ``bias`` follows a change of precision."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            now = self._buffers[name]
+            if buffer is not None and now is not None and now.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(now.device)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Make room for whatever number of outliers comes, after proving that they fit."""
+        found = [state_dict.get(prefix + name) for name in OUTLIERS]
+        if OUTLIERS[0] in self._buffers and all(isinstance(x, Tensor) for x in found):
+            values, crow, col = (x for x in found if isinstance(x, Tensor))
+            try:
+                topology = CSR((self.out_features, self.in_features), crow.int(), col.int())
+                topology.validate(f"{prefix}outliers")
+                if values.shape != col.shape:
+                    raise ValueError(
+                        f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places"
+                    )
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
+            for name, array in zip(OUTLIERS, (values, crow, col), strict=True):
+                self._buffers[name] = torch.empty_like(array, dtype=self.get_buffer(name).dtype)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _precision(grid: Grid) -> torch.dtype:
+    return SCALES[grid.scales] if isinstance(grid, (IntegerGrid, FloatGrid)) else torch.float32

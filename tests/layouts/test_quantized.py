@@ -1,0 +1,116 @@
+"""Layers that hold codes: the same outputs from fewer bytes, through files and changes of precision."""
+
+import pytest
+import torch
+from torch import nn
+
+import openwork as ow
+from openwork.calibrate.spqr import bits_per_weight
+from openwork.calibrator.storage import to_quantized_
+from openwork.layouts.group_int4 import GroupInt4Linear
+from openwork.layouts.quantized import QuantizedLinear
+from openwork.quantization import IntegerGrid, nearest
+from openwork.tasks.gpt import gpt_small
+
+RECIPES = {
+    "rtn": [ow.RTN(group=8)],
+    "rtn symmetric": [ow.RTN(grid="int3-symmetric", group="row")],
+    "rtn tensor": [ow.RTN(grid="int8", group="tensor")],
+    "float": [ow.RTN(grid="e2m1", group=8)],
+    "act order": [ow.GPTQ(grid="int3", group=8, act_order=True)],
+    "sparse": [ow.Wanda(pattern="2:4"), ow.GPTQ(grid=IntegerGrid(4, scales="float16"), group=8)],
+    "spqr": [ow.SpQR(group=8, stat_rows=4)],
+    "spqr one level": [ow.SpQR(grid=IntegerGrid(3, scales="float16"), group=8, stat_bits=None)],
+    "gqsa": [ow.GQSA(sparsity=0.4)],
+}
+
+
+def quantised(recipe: str, seed: int = 0) -> tuple[nn.Module, ow.Calibration]:
+    small = gpt_small(width=24, depth=2, heads=2, context=12, seed=seed)
+    data = [torch.randint(0, 65, (3, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    return small, ow.sparsify_(small, RECIPES[recipe], data=data)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_codes_compute_what_decoded_weights_did(recipe: str) -> None:
+    small, found = quantised(recipe)
+    x = torch.randint(0, 65, (2, 12), generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        before = small(x)
+        made = to_quantized_(small, found)
+        after = small(x)
+    kind = GroupInt4Linear if recipe == "gqsa" else QuantizedLinear
+    assert len(made) == 8
+    assert all(isinstance(layer, kind) for layer in made.values())
+    if recipe == "gqsa":  # sums in another order
+        assert torch.allclose(after, before, atol=1e-5)
+    else:
+        assert torch.equal(after, before)
+    for layer in made.values():
+        dense = 4 * layer.in_features * layer.out_features
+        assert layer.nbytes < 0.6 * dense
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "act order", "spqr", "sparse", "float"])
+def test_they_are_saved_and_loaded(recipe: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    small, found = quantised(recipe)
+    to_quantized_(small, found)
+    ow.save(small, tmp_path / "codes.safetensors")
+    other, again = quantised(recipe, seed=5)
+    to_quantized_(other, again)
+    x = torch.randint(0, 65, (2, 12))
+    other.load_state_dict(small.state_dict())
+    assert torch.equal(other(x), small(x))
+    if recipe != "spqr":  # numbers of outliers differ, and a file fits one model
+        third, more = quantised(recipe, seed=6)
+        to_quantized_(third, more)
+        ow.load(tmp_path / "codes.safetensors", into=third)
+        assert torch.equal(third(x), small(x))
+    with pytest.raises(ow.FileError, match="not in the"):
+        ow.load(tmp_path / "codes.safetensors", into=quantised("rtn")[0])
+
+
+def test_precision_changes_only_the_bias() -> None:
+    w = torch.randn(5, 12)
+    layer = QuantizedLinear(nearest(w, IntegerGrid(4, scales="float16"), 4), torch.randn(5))
+    before = layer.weight
+    half = layer.bfloat16()
+    assert torch.equal(half.weight, before)
+    assert half.bias is not None
+    assert half.bias.dtype == torch.bfloat16
+    assert half(torch.randn(2, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert "bits_per_weight" in repr(layer)
+
+
+def test_the_bytes_of_spqr_are_those_of_its_formula() -> None:
+    big = nn.Sequential(nn.Linear(96, 64, bias=False))
+    generator = torch.Generator().manual_seed(0)
+    found = ow.sparsify_(
+        big, ow.SpQR(threshold=0.3), data=[torch.randn(200, 96, generator=generator)], blocks="whole"
+    )
+    layer = to_quantized_(big, found)["0.weight"]
+    permutation = layer.group_of.nbytes
+    bits = 8 * (layer.nbytes - permutation) / (64 * 96)
+    assert bits == pytest.approx(bits_per_weight(found.parts["0.weight"]), rel=0.01)
+
+
+def test_hostile_outliers_are_refused() -> None:
+    small, found = quantised("spqr")
+    layer = next(iter(to_quantized_(small, found).values()))
+    state = layer.state_dict()
+    wrong = dict(state)
+    wrong["outlier_col"] = torch.full_like(state["outlier_col"].int(), 500).to(torch.uint16)
+    with pytest.raises(RuntimeError, match="outliers"):
+        layer.load_state_dict(wrong)
+
+
+def test_weights_that_changed_since_are_refused() -> None:
+    small, found = quantised("rtn")
+    with torch.no_grad():
+        small.blocks[0].mlp.up.weight[0, 0] += 1  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.up\.weight are not those of its codes"):
+        to_quantized_(small, found)
+    assert not any(isinstance(m, QuantizedLinear) for m in small.modules())
+    plain = gpt_small(width=24, depth=2, heads=2, context=12)
+    with pytest.raises(ValueError, match="needs a quantiser"):
+        to_quantized_(plain, ow.sparsify_(plain, ow.Wanda(), data=[torch.zeros(1, 12, dtype=torch.int64)]))
