@@ -1,5 +1,6 @@
 """Run by ``torchrun``: stored layers under DistributedDataParallel, with the methods that move connections and keep their
-number at all times; a straight run against one that is interrupted and begun again. Prints the methods that passed, from the first process.
+number at all times; a straight run against one that is interrupted and begun again. Prints the methods that passed, from the
+first process.
 """
 
 import copy
