@@ -1,5 +1,6 @@
-"""Run by ``torchrun``: stored layers under DistributedDataParallel, with every method that moves connections and keeps their
-number; a straight run against one that is interrupted and begun again. Prints the methods that passed, from the first process.
+"""Run by ``torchrun``: stored layers under DistributedDataParallel, with the methods that move connections and keep their
+number at all times; a straight run against one that is interrupted and begun again. Prints the methods that passed, from the
+first process.
 """
 
 import copy
@@ -23,7 +24,6 @@ METHODS = [
     ow.DSTEE(**COMMON, until=1.0),
     ow.MEST(**COMMON),
     ow.CHT(**COMMON),
-    ow.DeepR(sparsity=0.7, allocation="uniform", steps=STEPS),
 ]
 
 
