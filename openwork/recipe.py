@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from openwork import allocation, growth, layer_allocation, patterns, schedules
-from openwork.quantization import integers
 from openwork.method import Method, get
+from openwork.quantization import integers
 
 _VALUES = {
     name: found
