@@ -4,7 +4,8 @@ Fashion-MNIST (and CIFAR-10 where its files are), a perceptron, seeds in which t
 steps for all. `dense, narrow` is a dense perceptron with as many parameters as the sparse ones. The accuracy is that of the test
 split after the last step; nothing is chosen by it.
 
-    python benchmarks/accuracy.py [--task fashion_mnist] [--width 500] [--sparsity 0.95] [--epochs 4] [--seeds 3] [--json]
+    python benchmarks/accuracy.py [--task fashion_mnist] [--width 500] [--sparsity 0.95] [--epochs 4]
+        [--rate 0.1] [--seeds 3] [--json]
 """
 
 import argparse
@@ -48,13 +49,20 @@ def contenders(sparsity: float, steps: int) -> dict[str, ow.Method | None]:
 
 
 def train(
-    name: str, method: ow.Method | None, sizes: list[int], kept: int, task: tasks.Task, epochs: int, seed: int
+    name: str,
+    method: ow.Method | None,
+    sizes: list[int],
+    kept: int,
+    task: tasks.Task,
+    epochs: int,
+    rate: float,
+    seed: int,
 ):
     model: nn.Module = mlp(narrow(sizes, kept) if name == "dense, narrow" else sizes, seed=seed)
     if method is not None:
         method = type(method)(**{**vars(method), "seed": seed})
         ow.to_sparse_(model, method)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
     if method is not None:
         ow.attach(model, optimizer, method)
     steps = epochs * -(-len(task.train) // BATCH)
@@ -77,6 +85,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=500)
     parser.add_argument("--sparsity", type=float, default=0.95)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument(
+        "--rate", type=float, default=0.1, help="learning rate, falling to zero along a cosine"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="contenders whose name contains this")
     parser.add_argument("--json", action="store_true")
@@ -93,7 +104,10 @@ def main() -> None:
         if options.only and options.only not in name:
             continue
         begin = time.perf_counter()
-        runs = [train(name, method, sizes, kept, task, options.epochs, seed) for seed in range(options.seeds)]
+        runs = [
+            train(name, method, sizes, kept, task, options.epochs, options.rate, seed)
+            for seed in range(options.seeds)
+        ]
         results[name] = runs
         if not options.json:
             found = [run["accuracy"] for run in runs]

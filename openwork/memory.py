@@ -1,8 +1,8 @@
 """How much memory will training take? Dense, under masks, and holding only the kept connections; before anything is trained.
 
-Counted are parameters, gradients, optimizer state, indices and activations, and what the steps need for a moment: whichever is
-larger of backward's temporary tensors and the optimizer's. Not counted is what does not depend on the model: libraries, data,
-and what the allocator keeps back.
+Counted are parameters, gradients, optimizer state, what is known of the topology and what the method remembers, activations, and
+what is needed for a moment: whichever is largest of backward's temporary tensors, the optimizer's and those of an update of the
+topology. Not counted is what does not depend on the model: libraries, data, and what the allocator keeps back.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from openwork.kernels import native
-from openwork.kernels.index import BUCKETS, RUN_PADDING, TILE_WIDTH, block_columns, part_count
+from openwork.connections.stored import TILE
+from openwork.kernels.conv import conv_index_bytes
+from openwork.kernels.index import TILE_WIDTH
+from openwork.kernels.index import index_bytes as linear_index_bytes
+from openwork.kernels.ranking import AT_ONCE, CANDIDATE_BYTES
+from openwork.layouts.conv import convolution_of
 from openwork.layouts.forms import storable
 from openwork.method import Method
 from openwork.plan import Plan, Row, plan
+from openwork.sparsifier import Training
 
 Form = Literal["dense", "masked", "stored"]
 FORMS: tuple[Form, ...] = ("dense", "masked", "stored")
@@ -37,7 +42,8 @@ class Bytes:
 
     Attributes:
         parameters, gradients, optimizer: of all parameters, sparse or not.
-        indices: masks and positions, or what stored connections and their kernels need to know where they are.
+        indices: masks and positions, or what stored connections and their kernels need to know where they are; also what the
+            method keeps of pruned weights (latent weights, a dense momentum).
         activations: what one forward pass keeps for backward.
         passing: the most that gradients, activations and temporary tensors take at one time. Backward makes gradients as it
             lets go of activations, so the larger of the two counts.
@@ -98,8 +104,8 @@ def training_memory(
     layout = plan(model, method)
     states = moments(optimizer)
     rows = {id(row.weight.parameter): row for row in layout.sparse}
-    sizes = _activations(model, example)
-    forms = {form: _bytes(model, rows, form, states, batch, sizes) for form in FORMS}
+    seen = _seen(model, example)
+    forms = {form: _bytes(model, rows, form, method, states, batch, seen) for form in FORMS}
     return Memory(layout, batch, forms)
 
 
@@ -118,41 +124,61 @@ def moments(optimizer: str | MakeOptimizer) -> float:
     return sum(t.nbytes for t in held if isinstance(t, Tensor) and t.dim()) / parameter.nbytes
 
 
-def index_bytes(shape: tuple[int, int], kept: int) -> int:
-    """Bytes of the indices of a stored layer ``[out, rest]`` that trains (of a convolution about).
+def index_bytes(row: Row, kept: int, transposed: bool) -> int:
+    """Bytes of the indices of a stored layer: its topology as the ``state_dict`` has it, and once more as the kernels have proven
+    it, with the order in which they walk it.
 
-    Its topology twice (in the ``state_dict``, and as the kernels have proven it), the walk of the matrix and that of its
-    transpose, and the permutation between them.
+    Args:
+        row: of the layer, dense or stored.
+        kept: its connections.
+        transposed: whether its inputs have gradients, for which the kernels walk the transposed matrix.
     """
-    if not native.enabled():
-        return 4 * (2 * (shape[0] + 1) + 4 * kept)
-    rows = [(shape[0], shape[1]), (shape[1], shape[0])]
-    blocks = [-(-columns // block_columns(r, columns, kept)) for r, columns in rows]
-    parts = part_count(kept)
-    walks = sum(
-        12 * (r * b + RUN_PADDING) + 4 * parts * b * BUCKETS + 12 * (parts + 1)
-        for (r, _), b in zip(rows, blocks, strict=True)
-    )
-    return 4 * (2 * (shape[0] + 1) + 4 * kept) + walks
+    outputs, inputs = row.shape[0], row.numel // row.shape[0]
+    module = row.weight.module
+    if isinstance(module, nn.Conv2d):
+        proven = conv_index_bytes(convolution_of(module), kept, transposed)
+    elif isinstance(module, nn.Embedding):
+        proven = 4 * (outputs + 1) + 4 * kept
+    else:
+        proven = linear_index_bytes((outputs, inputs), kept, transposed)
+    return 4 * (outputs + 1) + 4 * kept + proven
 
 
 def _bytes(
-    model: nn.Module, rows: dict[int, Row], form: Form, states: float, batch: int, sizes: tuple[int, int]
+    model: nn.Module, rows: dict[int, Row], form: Form, method: Method, states: float, batch: int, seen: _Seen
 ) -> Bytes:
-    activations, widest = (batch * size for size in sizes)
-    parameters = gradients = indices = largest = scratch = 0
-    tiles = min(TILES_AT_ONCE, -(-batch // TILE_WIDTH))
+    activations, widest = batch * seen.activations, batch * seen.widest
+    needs = method.growth_needs if isinstance(method, Training) else frozenset()
+    rewires = isinstance(method, Training) and type(method).update is not Training.update
+    parameters = gradients = indices = largest = remembered = update = 0
+    # Dense convolutions put what they read and make in an order of their own first.
+    scratch = 0 if form == "stored" else batch * seen.convolved
     for p in model.parameters():
         row = rows.get(id(p))
         count = p.numel() if row is None else row.numel
         if row is not None and form == "stored" and _can_be_stored(row):
             count = row.kept
-            outputs, inputs = row.shape[0], row.numel // row.shape[0]
-            indices += index_bytes((outputs, inputs), count)
-            # The kernels' own buffers: the weights woven with their columns, and tiles of activations.
-            scratch = max(scratch, 8 * count + 2 * 4 * TILE_WIDTH * tiles * (outputs + inputs))
+            moved = index_bytes(row, count, id(row.weight.module) in seen.differentiated)
+            indices += moved
+            scratch = max(scratch, _scratch(row, batch))
+            if (
+                "gradient" in needs
+            ):  # what passed through the layer: its inputs and the gradients of its outputs
+                remembered += batch * (seen.inputs.get(id(row.weight.module), 0) + 4 * row.shape[0])
+            if rewires:
+                looked = _looked_through(min(row.numel, TILE), count, p.itemsize) if needs else 0
+                moving = round((2 + states) * count * p.itemsize)
+                update = max(update, looked, moved + _REWIRED * count + moving)
         elif row is not None and form != "dense":
             indices += row.numel + 8 * row.kept
+            if isinstance(method, Training) and method.latent:
+                indices += (p.itemsize + 2) * row.numel
+                update = max(update, _RANKED * row.numel)
+            indices += p.itemsize * row.numel if "momentum" in needs else 0
+            remembered += p.itemsize * row.numel if needs else 0
+            if rewires:
+                looked = _looked_through(row.numel, row.kept, p.itemsize) if needs else 0
+                update = max(update, looked, _REWIRED * row.kept)
         parameters += count * p.itemsize
         if p.requires_grad:
             gradients += count * p.itemsize
@@ -160,37 +186,99 @@ def _bytes(
     optimizer = round(states * gradients)
     backward = max(activations, gradients) + 2 * widest + scratch
     step = gradients + (2 * largest if states else 0)  # such as Adam's denominator, in two versions
-    return Bytes(parameters, gradients, optimizer, indices, activations, max(backward, step))
+    passing = remembered + max(backward, step, gradients + update)
+    return Bytes(parameters, gradients, optimizer, indices, activations, passing)
+
+
+_RANKED = 24
+"""Bytes for each weight of a layer while all of them are ranked: strengths, their order, the places chosen and the new mask."""
+
+_REWIRED = 40
+"""Bytes for each connection of a layer while it is rewired: positions before and after, where each comes from."""
+
+
+def _looked_through(tile: int, kept: int, itemsize: int) -> int:
+    """What it takes to find the best places in tiles of scores: one tile, the candidates, and the connections that stay."""
+    return itemsize * tile + CANDIDATE_BYTES * (AT_ONCE + kept // 2) + 16 * kept
+
+
+def _scratch(row: Row, batch: int) -> int:
+    """The kernels' own buffers: the weights woven with their columns, and activations packed in tiles."""
+    module = row.weight.module
+    if isinstance(module, nn.Embedding):
+        return 0
+    if isinstance(module, nn.Conv2d):
+        return 8 * row.kept
+    tiles = min(TILES_AT_ONCE, -(-batch // TILE_WIDTH))
+    return 8 * row.kept + 2 * 4 * TILE_WIDTH * tiles * (row.shape[0] + row.numel // row.shape[0])
 
 
 def _can_be_stored(row: Row) -> bool:
     return row.weight.stored or storable(row.weight.module)
 
 
-def _activations(model: nn.Module, example: Tensor) -> tuple[int, int]:
-    """Bytes that forward saves for backward, and those of the largest tensor saved, both for one example."""
-    (few, wide), (more, wider) = (_saved(model, example, copies) for copies in (2, 3))
-    return more - few, wider - wide
+@dataclass
+class _Seen:
+    """What one forward pass tells.
+
+    Attributes:
+        activations, widest: bytes that it saves for backward, and those of the largest tensor saved, for one example.
+        inputs: bytes of the input of each module, by its identity, for one example.
+        convolved: the most that a convolution reads and makes, for one example.
+        differentiated: modules whose inputs will have gradients.
+    """
+
+    activations: int
+    widest: int
+    inputs: dict[int, int]
+    convolved: int
+    differentiated: set[int]
 
 
-def _saved(model: nn.Module, example: Tensor, copies: int) -> tuple[int, int]:
+def _seen(model: nn.Module, example: Tensor) -> _Seen:
+    (few, wide, passed, found), (more, wider, _, _) = (_saved(model, example, copies) for copies in (2, 3))
+    inputs = {id(module): read // 2 for module, (read, _) in passed.items()}
+    convolved = [sum(sizes) // 2 for module, sizes in passed.items() if isinstance(module, nn.Conv2d)]
+    return _Seen(more - few, wider - wide, inputs, max(convolved, default=0), found)
+
+
+_Passed = dict[nn.Module, tuple[int, int]]
+
+
+def _saved(model: nn.Module, example: Tensor, copies: int) -> tuple[int, int, _Passed, set[int]]:
+    """What forward saves of so many examples: bytes of all and of the largest; what each module reads and makes, and which will
+    be asked for a gradient of what they read."""
     found: dict[int, Tensor] = {}
+    passed: _Passed = {}
+    differentiated: set[int] = set()
 
     def note(tensor: Tensor) -> Tensor:
         found.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
+    def look(module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
+        for tensor in arguments[:1]:
+            if isinstance(tensor, Tensor):
+                passed[module] = tensor.nbytes, output.nbytes if isinstance(output, Tensor) else 0
+                if tensor.requires_grad:
+                    differentiated.add(id(module))
+
     x = example[:1].expand(copies, *example.shape[1:]).contiguous()
     own = {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-    ):
-        functional_call(model, own, (x,))
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.enable_grad(),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
+            functional_call(model, own, (x,))
+    finally:
+        for hook in hooks:
+            hook.remove()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [t.untyped_storage().nbytes() for key, t in found.items() if key not in weights]
-    return sum(sizes), max(sizes, default=0)
+    return sum(sizes), max(sizes, default=0), passed, differentiated
 
 
 def _named(name: str) -> MakeOptimizer:

@@ -161,9 +161,9 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
 
     Norms, biases, embeddings and heads tied to them stay dense, each with the reason, and so do frozen weights (those without
     ``requires_grad``) where the method works during training; ``method.include``, ``method.exclude`` and ``method.overrides``
-    (globs of parameter names) change that. A frozen weight that is included becomes sparse, and is never rewired.
-    Layers that hold only their kept connections already
-    keep the topology they have, and the others get what they would if all were allocated together.
+    (globs of parameter names) change that. A frozen weight that is included becomes sparse, and is never rewired. Layers that
+    hold only their kept connections already keep the topology they have, and the others get what they would if all were
+    allocated together.
 
     Args:
         model: any module; a compiled or data-parallel one is looked through.
@@ -313,7 +313,7 @@ def _weight(name: str, module: nn.Module, parameter: nn.Parameter) -> Weight | N
 
 
 def _tied(weight: Weight, owners: Sequence[tuple[str, nn.Module]]) -> Weight:
-    others = [name for name, module in owners if name != weight.name]
+    others = [name for name, module in owners if module is not weight.module]
     if others and any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for _, module in owners):
         return dataclasses.replace(weight, reason=f"embedding tied with {', '.join(others)}")
     return weight

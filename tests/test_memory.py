@@ -13,15 +13,65 @@ def distinct_bytes(tensors):
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "kept"), [(7, 5, 0), (300, 200, 6000), (50, 3000, 500), (64, 900, 20000)]
-)
-def test_indices_take_what_is_said(outputs, inputs, kept):
-    layer = ow.SparseLinear(inputs, outputs, kept=kept)
-    layer(torch.ones(1, inputs, requires_grad=True)).sum().backward()
+LAYERS = {
+    "nothing kept": (lambda: ow.SparseLinear(5, 7, kept=0), (3, 5)),
+    "one block": (lambda: ow.SparseLinear(200, 300, kept=6000), (3, 200)),
+    "wide": (lambda: ow.SparseLinear(3000, 50, kept=500), (3, 3000)),
+    "blocks": (lambda: ow.SparseLinear(900, 64, kept=20000), (3, 900)),
+    "convolution": (lambda: ow.SparseConv2d(12, 20, 3, padding=1, sparsity=0.8), (2, 12, 9, 8)),
+    "strided": (lambda: ow.SparseConv2d(40, 30, (3, 2), (2, 1), sparsity=0.5), (2, 40, 9, 8)),
+}
+
+
+@pytest.mark.parametrize("reads", ["data", "what is trained"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_indices_take_what_is_said(kind, reads):
+    make, shape = LAYERS[kind]
+    layer, backward = make(), reads == "what is trained"
+    layer(torch.ones(shape, requires_grad=backward)).sum().backward()
     p = layer.prepared
-    held = [layer.weight_crow, layer.weight_col, p.crow, p.col, *p.walk, *p.transposed]
-    assert distinct_bytes(held) == index_bytes((outputs, inputs), kept)
+    held = [layer.weight_crow, layer.weight_col, p.crow, p.col, *p.walk, *(p._transposed or [])]
+    (row,) = ow.plan(nn.Sequential(layer), ow.StaticRandom())
+    assert distinct_bytes(held) == index_bytes(row, row.kept, backward)
+
+
+def test_indices_of_an_embedding():
+    layer = ow.SparseEmbedding(50, 8, sparsity=0.7)
+    held = [layer.weight_crow, layer.weight_col, *layer.prepared]
+    (row,) = ow.plan(nn.Sequential(layer), ow.StaticRandom())
+    assert distinct_bytes(held) == index_bytes(row, row.kept, True)
+
+
+def test_what_reads_data_needs_no_transposed_indices():
+    method = ow.StaticRandom(sparsity=0.8, allocation="uniform")
+    example = torch.zeros(1, 30)
+    model = mlp([30, 40, 20])
+    predicted = training_memory(model, method, example, batch=16).forms["stored"].indices
+    ow.to_sparse_(model, method)
+    model(torch.ones(2, 30)).sum().backward()
+    layers = [m for m in model if isinstance(m, ow.SparseLinear)]
+    held = []
+    for layer in layers:
+        p = layer.prepared
+        held += [layer.weight_crow, layer.weight_col, p.crow, p.col, *p.walk, *(p._transposed or [])]
+    assert predicted == distinct_bytes(held)
+    assert training_memory(model, method, example, batch=16).forms["stored"].indices == predicted
+
+
+@pytest.mark.parametrize(
+    "method", [ow.DNW(sparsity=0.8), ow.SNFS(sparsity=0.8, steps=9), ow.SET(sparsity=0.8, steps=9)]
+)
+def test_what_masked_methods_keep_of_pruned_weights(method):
+    model = mlp([30, 40, 20])
+    predicted = training_memory(model, method, torch.zeros(1, 30), batch=16).forms["masked"]
+    sparsifier = ow.attach(model, torch.optim.SGD(model.parameters(), 0.1), method)
+    held = []
+    for c in sparsifier.connections.values():
+        state = {**vars(c)}
+        held += [
+            t for t in state.values() if isinstance(t, torch.Tensor) and t.dim() and t is not c.dense_gradient
+        ]
+    assert predicted.indices == distinct_bytes(held)
 
 
 @pytest.mark.parametrize("stored", [False, True])

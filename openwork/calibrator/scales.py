@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from openwork.blocks import Matrix, matrices
 from openwork.calibrator.report import Calibration
+from openwork.calibrator.tuning import descend
 from openwork.calibrator.undo import all_or_nothing, at_rest
 from openwork.plan import prunable, unwrapped
 from openwork.progress import phase
@@ -71,14 +72,12 @@ def tune_scales_(
 
     with all_or_nothing(model) as undo, at_rest(model), phase("tuning scales", epochs) as progress:
         undo.remember(model)
-        optimizer = torch.optim.Adam([s.log for s in scaled], lr=learning_rate)
+        logs = [s.log for s in scaled]
+        optimizer = torch.optim.Adam(logs, lr=learning_rate)
         best, kept = total(), [s.log.detach().clone() for s in scaled]
         for _ in range(epochs):
             for x, y in batches:
-                optimizer.zero_grad()
-                with torch.enable_grad():
-                    loss(_run(model, scaled, x), y).backward()
-                optimizer.step()
+                descend(optimizer, logs, lambda x=x, y=y: loss(_run(model, scaled, x), y))  # type: ignore[misc]
             if (now := total()) < best:
                 best, kept = now, [s.log.detach().clone() for s in scaled]
             progress.advance()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,19 +88,28 @@ def keep_best(
     Returns:
         The measure before, and that of the state kept.
     """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = best = measure()
     kept = _states(learned)
     for epoch in range(epochs):
         for step, index in enumerate(torch.randperm(batches, generator=generator).tolist()):
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                loss(index, (epoch + step / batches) / epochs).backward()
-            optimizer.step()
+            descend(optimizer, parameters, partial(loss, index, (epoch + step / batches) / epochs))
         if (now := measure()) < best:
             best, kept = now, _states(learned)
     for module, state in zip(learned, kept, strict=True):
         module.load_state_dict(state)
     return before, best
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Callable[[], Tensor]
+) -> None:
+    """One step. Only ``parameters`` get gradients: what else the loss depends on (biases, norms) is not touched."""
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad = gradient
+    optimizer.step()
 
 
 def squared_distance(output: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:

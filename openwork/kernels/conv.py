@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native, reference
-from openwork.kernels.index import FIRST_LEVEL_CACHE, part_count
+from openwork.kernels.index import FIRST_LEVEL_CACHE, part_count, walk_bytes
 from openwork.kernels.linear import ACTIVATIONS, is_native
 from openwork.kernels.planes import TILES, VECTOR, Convolution, Geometry, geometry, group
 from openwork.kernels.topology import flat_positions, validate
@@ -102,12 +102,29 @@ def _walk(
         nothing = crow.new_zeros(0)
         return [col, nothing, nothing, nothing]
     columns = channels * convolution.taps
-    # As many channels to a block as keep the inputs of a tile, halo included, in the first-level cache.
+    block = _block_columns(rows, columns, col.numel(), convolution)
+    return [col, *torch.ops.openwork.plan_runs(crow, col, rows, columns, block, parts)]
+
+
+def _block_columns(rows: int, columns: int, kept: int, convolution: Convolution) -> int:
+    """As many channels to a block as keep the inputs of a tile, halo included, in the first-level cache."""
     lines = convolution.kernel[0] * (TILES[0] + (convolution.kernel[1] - 1))
     block = max(1, FIRST_LEVEL_CACHE // (4 * VECTOR * lines)) * convolution.taps
-    if col.numel() * block < 4 * rows * columns:  # runs would be too short, see index.block_columns
-        block = max(1, columns)
-    return [col, *torch.ops.openwork.plan_runs(crow, col, rows, columns, block, parts)]
+    # All columns if runs would be too short, see index.block_columns.
+    return max(1, columns) if kept * block < 4 * rows * columns else block
+
+
+def conv_index_bytes(convolution: Convolution, kept: int, transposed: bool) -> int:
+    """Bytes of a `PreparedConv`, with the walk of the transposed matrix or without."""
+    (rows, columns), parts = convolution.matrix, part_count(kept)
+    held = 4 * (rows + 1) + 4 * kept + transposed * 8 * kept
+    if native.enabled():
+        held += walk_bytes(rows, columns, _block_columns(rows, columns, kept, convolution), parts)
+        if transposed:
+            rows = convolution.inputs * convolution.stride[0] * convolution.stride[1]
+            columns = convolution.outputs * convolution.taps
+            held += walk_bytes(rows, columns, _block_columns(rows, columns, kept, convolution), parts)
+    return held
 
 
 def sparse_conv(

@@ -128,6 +128,22 @@ def block_columns(rows: int, columns: int, kept: int) -> int:
     return block if kept * block >= 4 * rows * columns else max(1, columns)
 
 
+def walk_bytes(rows: int, columns: int, block: int, parts: int) -> int:
+    """Bytes of a walk beside the columns of its nonzeros."""
+    blocks = max(1, -(-columns // block))
+    return 12 * (rows * blocks + RUN_PADDING) + 4 * parts * blocks * BUCKETS + 12 * (parts + 1)
+
+
+def index_bytes(shape: tuple[int, int], kept: int, transposed: bool) -> int:
+    """Bytes of a `Prepared` matrix, with the walk of the transposed matrix or without."""
+    (rows, columns), parts = shape, part_count(kept)
+    held = 4 * (rows + 1) + 4 * kept + transposed * 8 * kept
+    if native.enabled():
+        held += walk_bytes(rows, columns, block_columns(rows, columns, kept), parts)
+        held += transposed * walk_bytes(columns, rows, block_columns(columns, rows, kept), parts)
+    return held
+
+
 def part_count(kept: int) -> int:
     """Parts the rows are cut into: one a thread, but not so small that sorting their runs gains nothing."""
     return max(1, min(torch.get_num_threads(), kept // 2048))

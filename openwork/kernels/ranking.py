@@ -15,6 +15,12 @@ from torch import Tensor
 
 from openwork.kernels import native, reference
 
+AT_ONCE = 1 << 16
+"""Scores that are looked through at a time: so many candidates there may be beyond those that are kept."""
+
+CANDIDATE_BYTES = 12
+"""A place and a score."""
+
 NOT_FINITE = "the scores that growth ranks hold NaN or infinity"
 
 _ROOM = 4096
@@ -57,8 +63,10 @@ def best(tiles: Iterable[tuple[int, Tensor]], taken: Tensor, k: int) -> Tensor:
     for first, scores in tiles:
         is_native = native.enabled() and scores.is_cpu and scores.dtype is torch.float32
         search = search or (_NativeSearch if is_native else _Search)(k, scores)
-        low, high = torch.searchsorted(taken, taken.new_tensor([first, first + scores.numel()])).tolist()
-        search.see(first, scores.detach(), taken[low:high])
+        for part in scores.detach().split(AT_ONCE):
+            low, high = torch.searchsorted(taken, taken.new_tensor([first, first + part.numel()])).tolist()
+            search.see(first, part, taken[low:high])
+            first += part.numel()
     return taken[:0] if search is None else search.places()
 
 

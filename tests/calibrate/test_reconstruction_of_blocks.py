@@ -174,6 +174,7 @@ def test_scales_are_tuned_and_codes_stay(recipe) -> None:  # type: ignore[no-unt
         before = float(sum(loss(small(x), y) for x, y in pairs()))
     zeros = {name: small.get_parameter(name) == 0 for name in found.parts}
     tuned = tune_scales_(small, found, data=pairs(), loss=loss, epochs=3, learning_rate=3e-3)
+    assert all(p.grad is None for p in small.parameters())
     with torch.no_grad():
         after = float(sum(loss(small(x), y) for x, y in pairs()))
     assert after < before
@@ -196,3 +197,17 @@ def test_codes_of_another_model_are_refused() -> None:
         tune_scales_(small, found, data=pairs(), loss=loss)
     with pytest.raises(ValueError, match="a quantiser among its stages"):
         tune_scales_(small, ow.sparsify_(model(2), ow.Wanda(), data=data()), data=pairs(), loss=loss)
+
+
+@pytest.mark.parametrize(
+    "recipe", [[ow.Wanda(), ow.SpQR(group=8)], [GQSA(sparsity=0.3), StraightThrough(epochs=1)]], ids=len
+)
+def test_a_recipe_with_codes_goes_on_where_it_was_interrupted(recipe, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    straight, resumed = model(2), model(2)
+    first = ow.sparsify_(straight, recipe, data=data(2), checkpoint=tmp_path)
+    (tmp_path / "block-0001.pt").unlink()
+    again = ow.sparsify_(resumed, recipe, data=data(2), checkpoint=tmp_path)
+    for name, p in straight.named_parameters():
+        assert torch.equal(p, resumed.get_parameter(name))
+    for name, parts in first.parts.items():
+        assert torch.equal(parts["quantized"].codes, again.parts[name]["quantized"].codes)

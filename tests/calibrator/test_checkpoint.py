@@ -95,6 +95,14 @@ def test_another_run_or_a_damaged_file_is_refused(tmp_path):
         ow.sparsify_(gpt(), RECIPE, data=windows(), checkpoint=tmp_path)
 
 
+def test_other_masks_to_begin_with_are_another_run(tmp_path):
+    ow.sparsify_(gpt(), [ow.Magnitude(sparsity=0.6), ow.ColumnSweep()], data=windows(), checkpoint=tmp_path)
+    with pytest.raises(FileError, match="another model, recipe or data"):
+        ow.sparsify_(
+            gpt(), [ow.Magnitude(sparsity=0.7), ow.ColumnSweep()], data=windows(), checkpoint=tmp_path
+        )
+
+
 def test_an_error_leaves_what_was_done(tmp_path):
     with pytest.raises(RuntimeError):
         ow.sparsify_(gpt(), Faulty(at="blocks.2.mlp.up.weight"), data=windows(), checkpoint=tmp_path)
