@@ -26,12 +26,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from openwork import allocation, growth, patterns, schedules
+from openwork import allocation, growth, layer_allocation, patterns, schedules
 from openwork.method import Method, get
+from openwork.quantization import integers
 
 _VALUES = {
     name: found
-    for page in (allocation, patterns, schedules, growth)
+    for page in (allocation, layer_allocation, patterns, schedules, growth, integers)
     for name, found in vars(page).items()
     if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == page.__name__
 }
