@@ -565,6 +565,7 @@ def _well_formed(state: Mapping[str, Any]) -> None:
         require(key, type(state.get(key)) is int and state[key] >= 0)
     for key in ("method", "positions", "remembered", "state"):
         require(key, isinstance(state.get(key), Mapping))
+    require("method", _is_plain(state["method"]))
     require("remembered", all(isinstance(held, Mapping) for held in state["remembered"].values()))
     require("state", all(isinstance(tensor, Tensor) for tensor in state["state"].values()))
     if state["format"] != 1:
@@ -575,6 +576,15 @@ def _well_formed(state: Mapping[str, Any]) -> None:
         torch.Generator().set_state(state["generator"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"the saved state of the random generator cannot be restored: {error}") from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is made of what a record of a method is made of, so that it can be compared with one."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def _given_positions(
