@@ -277,9 +277,7 @@ class Sparsifier:
                 c.replace(positions)
             c.recall(state["remembered"][name])
         self.step_count, self.updates, self.skipped = state["step"], state["updates"], state["skipped"]
-        self._others = [*state.get("others", ()), *[self.step_count for _ in self._others]][
-            : len(self._others)
-        ]
+        self._others = [*state["others"], *[self.step_count for _ in self._others]][: len(self._others)]
         self.generator.set_state(state["generator"])
         self.state = {name: tensor.clone() for name, tensor in state["state"].items()}
         self._look_ahead()
@@ -563,6 +561,8 @@ def _well_formed(state: Mapping[str, Any]) -> None:
 
     for key in ("format", "step", "updates", "skipped"):
         require(key, type(state.get(key)) is int and state[key] >= 0)
+    others = state.get("others")
+    require("others", isinstance(others, list) and all(type(count) is int and count >= 0 for count in others))
     for key in ("method", "positions", "remembered", "state"):
         require(key, isinstance(state.get(key), Mapping))
     require("method", _is_plain(state["method"]))
