@@ -128,15 +128,18 @@ MUTANTS = [
     ),
     Mutant("files/checkpoint.py", "one.load_state_dict(state)", "pass", f"{CHECKPOINT} -k several"),
     Mutant(
-        "sparsifier.py", 'self.generator.set_state(state["generator"])', "pass", f"{CHECKPOINT} -k set-masked"
+        "sparsifier/sparsifier.py",
+        'self.generator.set_state(state["generator"])',
+        "pass",
+        f"{CHECKPOINT} -k set-masked",
     ),
     Mutant(
-        "sparsifier.py",
+        "sparsifier/resuming.py",
         "if not bool((positions[1:] > positions[:-1]).all()):",
         "if False:",
         f"{FUZZ} -k sparsifier",
     ),
-    Mutant("sparsifier.py", "self._require_agreement(f", "str(f", "tests/test_processes.py"),
+    Mutant("sparsifier/sparsifier.py", "self._require_agreement(f", "str(f", "tests/test_processes.py"),
     Mutant("connections.py", "state.masked_fill_(self.inactive, 0)", "pass", f"{SPARSIFIER} -k zeros_stay"),
     Mutant("connections.py", ".index_fill_(0, grown, 0)", "", f"{SPARSIFIER} -k agree"),
     Mutant(
