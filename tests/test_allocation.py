@@ -53,7 +53,7 @@ def densities(name, shapes, density):
 )
 def test_published_densities(name, shapes, density, expected):
     for got, want, size in zip(densities(name, shapes, density), expected, sizes(shapes), strict=True):
-        assert abs(got - want) <= 1.0 / size + 1e-6  # the sheet's real number, rounded to whole connections
+        assert abs(got - want) <= 1.0 / size + 1e-6  # the formula's real number, rounded to whole connections
 
 
 @settings(max_examples=60)

@@ -10,7 +10,7 @@ from torch import nn
 import openwork as ow
 from openwork.method import registry
 from openwork.sparsifier import Training
-from openwork.testing import SHORT, _plant_zeros, batches, network, perceptron, step
+from openwork.testing import SHORT, batches, network, perceptron, plant_zeros, step
 
 TRAINING = {name: cls for name, cls in registry().items() if issubclass(cls, Training)}
 STEPS = SHORT["steps"]
@@ -21,7 +21,7 @@ def start(cls, stored, seed=0):
     fields = {f.name for f in dataclasses.fields(cls)}
     method = cls(**{key: value for key, value in SHORT.items() if key in fields})
     model = (perceptron if stored else network)(seed=seed)
-    _plant_zeros(model, method)
+    plant_zeros(model, method)
     try:
         if stored:
             ow.to_sparse_(model, method)

@@ -1,0 +1,37 @@
+"""What every method promises: a page for each kind of promise, in the order in which they are checked.
+
+- :mod:`openwork.testing.promises.description`: what a method says of itself.
+- :mod:`openwork.testing.promises.budget`: the plan, and exactly as many connections as it says.
+- :mod:`openwork.testing.promises.surroundings`: random state, types, and all that is not thinned, stay as they were.
+- :mod:`openwork.testing.promises.bad_input`: what cannot be done is refused, and changes nothing.
+- :mod:`openwork.testing.promises.zeros`: zeros stay zero while training.
+- :mod:`openwork.testing.promises.resuming`: interrupted and continued, bit for bit.
+- :mod:`openwork.testing.promises.storages`: under a mask or stored alone, the same losses.
+- :mod:`openwork.testing.promises.limits`: with a part switched off, the simpler method.
+"""
+
+# A page registers its promises as it is imported, and the suite checks them in that order.
+# isort: off
+from openwork.testing.promises import description
+from openwork.testing.promises import budget
+from openwork.testing.promises import surroundings
+from openwork.testing.promises import bad_input
+from openwork.testing.promises import zeros
+from openwork.testing.promises import resuming
+from openwork.testing.promises import storages
+from openwork.testing.promises import limits
+# isort: on
+
+from openwork.testing.registry import PROMISES
+
+__all__ = [
+    "PROMISES",
+    "bad_input",
+    "budget",
+    "description",
+    "limits",
+    "resuming",
+    "storages",
+    "surroundings",
+    "zeros",
+]
