@@ -45,7 +45,7 @@ FILES, FUZZ, CHECKPOINT, TRUST = (
     "tests/test_checkpoint.py",
     "tests/test_trust.py",
 )
-SPARSIFIER, CONNECTIONS = "tests/test_sparsifier.py", "tests/test_connections.py"
+SPARSIFIER, POSITIONS = "tests/test_sparsifier.py", "tests/test_positions.py"
 
 MUTANTS = [
     Mutant("layouts/csr.py", "(self.col >= columns)", "(self.col > columns)", CSR),
@@ -115,7 +115,7 @@ MUTANTS = [
     Mutant("files/filling.py", "if DTYPES[stored.dtype] != dtype:", "if False:", f"{FILES} -k fit"),
     Mutant("files/filling.py", "if not torch.equal(*bits):", "if False:", f"{FILES} -k fit"),
     Mutant(
-        "files/container.py",
+        "durable.py",
         '.with_name(f".openwork-{secrets.token_hex(8)}.tmp")',
         ".with_name(path.name)",
         f"{FILES} -k leaves",
@@ -140,15 +140,15 @@ MUTANTS = [
         f"{FUZZ} -k sparsifier",
     ),
     Mutant("sparsifier/sparsifier.py", "self._require_agreement(f", "str(f", "tests/test_processes.py"),
-    Mutant("connections.py", "state.masked_fill_(self.inactive, 0)", "pass", f"{SPARSIFIER} -k zeros_stay"),
-    Mutant("connections.py", ".index_fill_(0, grown, 0)", "", f"{SPARSIFIER} -k agree"),
     Mutant(
-        "connections.py",
-        "self.optimizer.state.get(parameter, {}).update(states)",
+        "connections/masked.py",
+        "self._held(holder[key]).masked_fill_(self.inactive, 0)",
         "pass",
-        f"{SPARSIFIER} -k agree",
+        f"{SPARSIFIER} -k zeros_stay",
     ),
-    Mutant("positions.py", "positions[index] == wanted", "positions[index] >= wanted", CONNECTIONS),
+    Mutant("connections/stored.py", ".index_fill_(0, grown, 0)", "", f"{SPARSIFIER} -k agree"),
+    Mutant("connections/stored.py", "holder[key] = state", "pass", f"{SPARSIFIER} -k agree"),
+    Mutant("positions.py", "positions[index] == wanted", "positions[index] >= wanted", POSITIONS),
     Mutant(
         "patterns.py", "above = scores > threshold", "above = scores >= threshold", "tests/test_patterns.py"
     ),

@@ -36,6 +36,13 @@ def test_where_they_are(positions, wanted):
     assert not positions or bool(((index >= 0) & (index < len(positions))).all())
 
 
+def test_few_places_are_searched_for():
+    positions = torch.arange(0, 3000, 3)
+    index, found = located(positions, long([0, 1, 2997, 2999]))
+    assert found.tolist() == [True, False, True, False]
+    assert index[found].tolist() == [0, 999]
+
+
 @given(NUMBERS, NUMBERS)
 def test_two_lists_as_one(one, other):
     assert merged(long(one), long(other)).tolist() == sorted(one + other)
