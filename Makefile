@@ -4,13 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 NATIVE := $(wildcard CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
+ROOMS := $(shell find openwork -mindepth 2 -name __init__.py)
 
 .PHONY: setup demo test test-all lint format types imports docs check sanitize clean
 
 setup: $(INSTALLED)
 
-# Done again when what is installed changed: dependencies, their pins, or the C++ sources.
-$(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
+# Done again when what is installed changed: dependencies, their pins, the C++ sources, or a page that became a room (the
+# installation remembers which is which).
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE) $(ROOMS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openwork needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
