@@ -38,7 +38,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class Bitmasked:
+class Bitmasked(inference.Arrangement):
     """A frozen sparse matrix as bits and packed values; made by `bitmask_rows`.
 
     Attributes:
@@ -54,12 +54,6 @@ class Bitmasked:
     values: Tensor = field(repr=False)
     first: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it holds."""
-        held = (self.masks, self.values, self.first, self.scales)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def bitmask_rows(

@@ -42,7 +42,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class Int4Groups:
+class Int4Groups(inference.Arrangement):
     """A frozen weight [outputs, inputs] in groups of 4-bit codes; made by `int4_groups`.
 
     Attributes:
@@ -60,12 +60,6 @@ class Int4Groups:
     scales: Tensor = field(repr=False)
     zeros: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it holds."""
-        held = (self.columns, self.codes, self.scales, self.zeros, self.ends)
-        return sum(tensor.nbytes for tensor in held)
 
 
 def int4_groups(

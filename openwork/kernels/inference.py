@@ -23,6 +23,15 @@ LARGEST_INT8 = 127
 """Of an int8 weight, on both sides of zero."""
 
 
+class Arrangement:
+    """A sparse matrix in the order of one kernel: base of the dataclasses that hold its tensors."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return sum(held.nbytes for held in vars(self).values() if isinstance(held, Tensor))
+
+
 def check_weights(
     values: Tensor, crow: Tensor, col: Tensor, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:

@@ -29,7 +29,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class Slices:
+class Slices(inference.Arrangement):
     """A frozen sparse matrix in slices of 16 rows; made by `slice_rows`.
 
     Attributes:
@@ -47,12 +47,6 @@ class Slices:
     ends: Tensor = field(repr=False)
     rows: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it holds."""
-        held = (self.columns, self.values, self.ends, self.rows, self.scales)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def padded_entries(crow: Tensor) -> int:

@@ -32,7 +32,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class Octets:
+class Octets(inference.Arrangement):
     """A frozen sparse matrix in rows of octets; made by `octet_rows`.
 
     Attributes:
@@ -48,12 +48,6 @@ class Octets:
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it holds."""
-        held = (self.columns, self.values, self.ends, self.scales)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def octet_rows(

@@ -30,7 +30,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class Squares:
+class Squares(inference.Arrangement):
     """A frozen sparse matrix in squares; made by `square_rows`.
 
     Attributes:
@@ -46,12 +46,6 @@ class Squares:
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it holds."""
-        held = (self.columns, self.values, self.ends, self.scales)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def squares_of(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from openwork.kernels import group_int4 as kernel
 from openwork.kernels.group_int4 import GROUP, LARGEST_CODE, Int4Groups
+from openwork.layouts.coded import CodedLinear
 from openwork.layouts.csr import CSR
 
 STORED = ("codes", "scales", "zeros", "row_ptr", "group_col")
 """What stands for ``weight`` in the ``state_dict``."""
 
 
-class GroupInt4Linear(nn.Module):
+class GroupInt4Linear(CodedLinear):
     """A linear layer for inference whose weight ``[out, in]`` is kept in groups of 16 inputs of a row, in 4 bits.
 
     A weight is ``(code - zero) * scale``; inputs, products, sums and outputs are float32 (inputs of another precision are
@@ -177,15 +178,6 @@ class GroupInt4Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"groups={self.group_col.numel()}, density={self.density:.4g}"
         )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Codes and statistics keep their dtype: only ``bias`` follows a change of precision."""
-        before = {name: getattr(self, name) for name in STORED}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in before.items():
-            if getattr(self, name).dtype != tensor.dtype:
-                setattr(self, name, tensor)
-        return self
 
     def _load_from_state_dict(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openwork.layouts.coded import CodedLinear
 from openwork.layouts.csr import CSR
 from openwork.quantization import FloatGrid, Grid, IntegerGrid, Placement, Quantized
 from openwork.quantization.codes import pack, unpack
@@ -36,7 +37,7 @@ class Outliers:
         return 4 * self.topology.kept + 4 * (self.topology.shape[0] + 1)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(CodedLinear):
     """``y = x Wᵀ + b`` for inference, with ``W [out, in]`` decoded from packed codes whenever it is needed.
 
     The memory of the codes, the speed of decoding and a dense product: for models that would not fit otherwise, and for files.
@@ -147,16 +148,6 @@ class QuantizedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"grid={self.grid}, bits_per_weight={bits:.3g}"
         )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
-        """Codes and scales keep their dtype: only ``bias`` follows a change of precision."""
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            now = self._buffers[name]
-            if buffer is not None and now is not None and now.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(now.device)
-        return self
 
     def _load_from_state_dict(
         self,

@@ -165,6 +165,12 @@ def test_models_change_precision_around_it(dtype):
     torch.testing.assert_close(y.float(), expected, rtol=3e-2, atol=3e-2)
 
 
+def test_all_of_it_moves_to_another_device_whatever_the_precision():
+    one = layer().to(device="meta", dtype=torch.bfloat16)
+    assert {name: getattr(one, name).is_meta for name in STORED} == dict.fromkeys(STORED, True)
+    assert one.scales.dtype == torch.float16
+
+
 def test_copies_are_independent():
     one = layer()
     two = copy.deepcopy(one)
