@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from openwork import archives
 from openwork.durable import FileError, replacing
 from openwork.sparsifier import Sparsifier
 
 FORMAT = "openwork checkpoint"
 VERSION = 1
 
-_PARTS = {"model", "optimizers", "sparsifier", "extra"}
+_PARTS = {"format": str, "version": int, "model": dict, "optimizers": list, "extra": dict}
 
 Path = str | os.PathLike[str]
 
@@ -61,8 +62,8 @@ def save_checkpoint(
         with temporary.open("wb") as file:
             torch.save(content, file)
         try:
-            _read(temporary, mmap=True)
-        except Exception as error:  # told now, not when the checkpoint is needed
+            archives.read(temporary, mmap=True)
+        except ValueError as error:  # told now, not when the checkpoint is needed
             raise FileError(f"{path}: the run holds more than tensors and plain values: {error}") from error
 
 
@@ -76,8 +77,8 @@ def load_checkpoint(
     """Go on from a checkpoint: fill a run that was set up like the one that was saved.
 
     Build model and optimizer and :func:`openwork.attach` the same method, then load. The steps that follow give
-    the bits of a run that was never interrupted. Nothing in a checkpoint is executed: it is read with
-    ``weights_only=True``.
+    the bits of a run that was never interrupted. Its checksums are compared, and nothing in it is
+    executed: it is read with ``weights_only=True``.
 
     Args:
         path: a file of :func:`save_checkpoint`.
@@ -92,21 +93,24 @@ def load_checkpoint(
         FileError: no checkpoint, or one of another run; parts of this run may have been filled by then.
     """
     try:
-        content = _read(path)
+        content = archives.read(path)
     except FileNotFoundError as error:
         raise FileError(f"{path}: there is no such file") from error
-    except Exception as error:  # torch says in many ways that a file is none of its own
+    except ValueError as error:
         raise FileError(f"{path}: not a whole checkpoint of openwork ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= _PARTS:
+    ours = isinstance(content, dict) and all(
+        isinstance(content.get(key), kind) for key, kind in _PARTS.items()
+    )
+    if not ours or content["format"] != FORMAT or "sparsifier" not in content:
         raise FileError(
             f"{path}: not a checkpoint of openwork.save_checkpoint; openwork.load reads what openwork.save wrote"
         )
-    if content.get("version") != VERSION:
+    if content["version"] != VERSION:
         raise FileError(
-            f"{path}: a checkpoint of version {content.get('version')}; this openwork reads {VERSION}: update openwork"
+            f"{path}: a checkpoint of version {content['version']}; this openwork reads {VERSION}: update openwork"
         )
     optimizers = _several(optimizer)
-    if not isinstance(content["optimizers"], list) or len(content["optimizers"]) != len(optimizers):
+    if len(content["optimizers"]) != len(optimizers):
         raise FileError(f"{path}: the run has {len(optimizers)} optimizers, the checkpoint another number")
     if (sparsifier is None) != (content["sparsifier"] is None):
         raise FileError(f"{path}: only one of the run and the checkpoint has a sparsifier")
@@ -120,10 +124,6 @@ def load_checkpoint(
         raise FileError(f"{path}: a checkpoint of another run: {error}") from error
     extra: dict[str, Any] = content["extra"]
     return extra
-
-
-def _read(path: Path, mmap: bool = False) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _several(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -47,6 +47,10 @@ def same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shap
         positions = state["positions"][name]
         if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.dim() != 1:
             raise ValueError(f"the saved topology of {name} is no vector of int64 positions")
+        if positions.numel() > math.prod(shape):
+            raise ValueError(
+                f"the saved topology of {name} has more connections than its shape {list(shape)}"
+            )
         if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= math.prod(shape)):
             raise ValueError(f"the saved topology of {name} does not fit its shape {list(shape)}")
         if not bool((positions[1:] > positions[:-1]).all()):
