@@ -116,14 +116,15 @@ def too_long(*_: object) -> None:
 
 
 def parts(inputs: int) -> list[tuple[str, int, int]]:
-    """Reader, first input and number of inputs of each part."""
+    """Reader, first input and number of inputs of each part; the readers take turns."""
     whole = sum(READERS.values())
     shares = {name(reader): max(1, inputs * share // whole) for reader, share in READERS.items()}
-    return [
+    found = [
         (reader, first, min(PART, count - first))
         for reader, count in shares.items()
         for first in range(0, count, PART)
     ]
+    return sorted(found, key=lambda part: part[1])
 
 
 def apart(reader: str, seed: int, first: int, count: int) -> dict[str, Any]:
