@@ -46,9 +46,9 @@ import openwork
 from openwork.durable import replacing
 
 READERS: dict[type[Reader], int] = {
-    SparseFiles: 50,
-    Checkpoints: 14,
-    Layers: 14,
+    SparseFiles: 54,
+    Checkpoints: 8,
+    Layers: 16,
     Texts: 8,
     Sparsifiers: 5,
     Data: 4,

@@ -172,3 +172,17 @@ def test_a_sparsifier_takes_no_topology_out_of_order(disorder: str, stored: bool
     with pytest.raises(ValueError, match=r"0.weight is not in ascending order, or names a connection twice"):
         sparsifier.load_state_dict(state)
     assert torch.equal(before["0.weight"], sparsifier.masks["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "hollow", [torch.zeros(1, dtype=torch.int64).expand(2**40), torch.empty(9, device="meta").long()]
+)
+@pytest.mark.parametrize("place", ["positions", "remembered", "state"])
+def test_a_sparsifier_takes_no_tensors_without_contents(place: str, hollow: torch.Tensor) -> None:
+    model = nn.Sequential(nn.Linear(9, 12))
+    sparsifier = attach(model, None, SNFS(sparsity=0.6, steps=20, every=3, allocation="uniform"))
+    before, state = sparsifier.masks, copy.deepcopy(sparsifier.state_dict())
+    state[place]["0.weight"] = {"momentum": hollow} if place == "remembered" else hollow
+    with pytest.raises(ValueError, match=r"0.weight is no|'state' is dict, or holds something else"):
+        sparsifier.load_state_dict(state)
+    assert torch.equal(before["0.weight"], sparsifier.masks["0.weight"])

@@ -55,7 +55,7 @@ class Ledger:
                 try:
                     finished = msgspec.json.decode(line, type=_Finished)
                     self.cells[finished.key] = msgspec.json.decode(line, type=Cell)
-                except (msgspec.MsgspecError, RecursionError) as error:
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     raise ValueError(
                         f"line {number} of {path} is no finished run, so it was not written by a comparison: choose another "
                         "folder, or remove the line"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork import archives
@@ -118,12 +118,26 @@ def load_checkpoint(
         model.load_state_dict(content["model"])
         for one, state in zip(optimizers, content["optimizers"], strict=True):
             one.load_state_dict(state)
+            _keep_precision(one, state)
         if sparsifier is not None:
             sparsifier.load_state_dict(content["sparsifier"])
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise FileError(f"{path}: a checkpoint of another run: {error}") from error
     extra: dict[str, Any] = content["extra"]
     return extra
+
+
+def _keep_precision(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Undo what ``load_state_dict`` of torch does to state of another dtype than its parameter's, such as the products that NAdam
+    has in float32: it converts them, and the steps to come would have other bits.
+    """
+    names = [name for group in saved["param_groups"] for name in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in zip(names, parameters, strict=True):
+        held = optimizer.state.get(p, {})
+        for key, value in saved["state"].get(name, {}).items():
+            if isinstance(value, Tensor) and value.dtype != held[key].dtype:
+                held[key] = value.to(p.device)
 
 
 def _several(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -167,6 +167,8 @@ class QuantizedLinear(CodedLinear):
         if OUTLIERS[0] in self._buffers and all(isinstance(x, Tensor) for x in found):
             values, crow, col = (x for x in found if isinstance(x, Tensor))
             try:
+                if any(array.is_meta for array in (values, crow, col)):
+                    raise ValueError(f"{prefix}outlier_values: tensors on the meta device have no contents")
                 if values.shape != col.shape or col.numel() > self.out_features * self.in_features:
                     raise ValueError(
                         f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places"

@@ -29,7 +29,7 @@ class Memory:
         self.path = path or _own_file()
         self.known: dict[str, dict[str, float]] = {}
         # Without a file nothing was measured yet; a file of another form was not written by us.
-        with contextlib.suppress(OSError, msgspec.MsgspecError, RecursionError):
+        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.known = msgspec.json.decode(self.path.read_bytes(), type=dict[str, dict[str, Seconds]])
         self.changed = False
 
