@@ -19,7 +19,6 @@ import argparse
 import faulthandler
 import json
 import os
-import platform
 import random
 import resource
 import signal
@@ -29,6 +28,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from hostile.states import Layers, Sparsifiers
 from hostile.texts import Texts
 
 import openwork
+from openwork.compare.machine import machine
 from openwork.durable import replacing
 
 READERS: dict[type[Reader], int] = {
@@ -167,7 +168,7 @@ def report(seed: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "command": "python benchmarks/fuzz_files.py " + " ".join(sys.argv[1:]),
         "openwork": openwork.__version__,
         "torch": torch.__version__,
-        "machine": platform.platform(),
+        "machine": asdict(machine()),
         "seed": seed,
         "inputs": sum(reader["inputs"] for reader in readers.values()),
         "faults": sum(reader["outcomes"]["fault"] for reader in readers.values()),
