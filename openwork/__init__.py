@@ -94,11 +94,14 @@ _PUBLIC = {
     "train.gse": ["GSE"],
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
+    "train.movement": ["Movement"],
     "train.pgf_nm": ["PGF"],
+    "train.pst": ["PST"],
     "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
+    "train.soft_movement": ["SoftMovement"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
     "train.ssvi": ["SSVI"],
@@ -265,11 +268,14 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
+    from openwork.train.movement import Movement as Movement
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.pst import PST as PST
     from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
+    from openwork.train.soft_movement import SoftMovement as SoftMovement
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
     from openwork.train.ssvi import SSVI as SSVI
