@@ -109,6 +109,11 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "files.delta": ["add_delta_", "save_delta"],
+    "merger": ["Merged", "merge_"],
+    "merging.dare": ["DARE"],
+    "merging.task_arithmetic": ["TaskArithmetic"],
+    "merging.ties": ["TIES"],
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
@@ -186,6 +191,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.files.delta import add_delta_ as add_delta_
+    from openwork.files.delta import save_delta as save_delta
     from openwork.finetune.lora import Adapters as Adapters
     from openwork.finetune.lora import LoRA as LoRA
     from openwork.finetune.lora import adapt_ as adapt_
@@ -209,6 +216,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
+    from openwork.merger import Merged as Merged
+    from openwork.merger import merge_ as merge_
+    from openwork.merging.dare import DARE as DARE
+    from openwork.merging.task_arithmetic import TaskArithmetic as TaskArithmetic
+    from openwork.merging.ties import TIES as TIES
     from openwork.method import Method as Method
     from openwork.pack import Decisions as Decisions
     from openwork.pack import pack_ as pack_
