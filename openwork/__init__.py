@@ -117,6 +117,8 @@ _PUBLIC = {
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
+    "finetune.s2ft": ["S2FT"],
+    "finetune.sara": ["SaRA"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
@@ -130,6 +132,7 @@ _PUBLIC = {
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
     "factor.sparse_ift": ["SparseIFT", "wide"],
+    "thawing": ["Thawed", "thaw_"],
     "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -198,6 +201,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.finetune.lora import adapt_ as adapt_
     from openwork.finetune.perp import PERP as PERP
     from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
+    from openwork.finetune.s2ft import S2FT as S2FT
+    from openwork.finetune.sara import SaRA as SaRA
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
@@ -265,6 +270,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.sparsifier import attach as attach
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.thawing import Thawed as Thawed
+    from openwork.thawing import thaw_ as thaw_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
     from openwork.train.bitwise import Bitwise as Bitwise

@@ -55,6 +55,15 @@ def truncated(weight: Tensor, rank: int) -> Factors:
     )
 
 
+def nuclear_subgradient(matrix: Tensor) -> Tensor:
+    """``U V^T`` over the singular values that are not zero: a subgradient of their sum, ``<U V^T, W> = ||W||_*``."""
+    u, s, v = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
+    # what comes from float32 is known to its precision only
+    rank = int((s > s[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps).sum())
+    subgradient: Tensor = u[:, :rank] @ v[:rank]
+    return subgradient.to(matrix.dtype)
+
+
 def whitened(weight: Tensor, gram: Tensor, rank: int, damping: float = 0.0) -> Factors:
     """Minimise ``||X (W - AB)^T||_F^2``: no product of this rank has outputs nearer on the calibration inputs.
 
