@@ -77,6 +77,8 @@ _PUBLIC = {
     "layouts.quantized": ["QuantizedLinear"],
     "probes.sensitivity": ["Sensitivity", "sensitivity"],
     "factor.low_rank": ["LowRank", "energy_ranks"],
+    "layouts.ordered": ["OrderedConv2d", "OrderedLinear"],
+    "regularizer": ["Regularizer", "regularize"],
     "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
     "quantization": ["FloatGrid", "IntegerGrid"],
     "train.acdc": ["ACDC"],
@@ -117,6 +119,7 @@ _PUBLIC = {
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
+    "finetune.adamr": ["AdamR"],
     "finetune.s2ft": ["S2FT"],
     "finetune.sara": ["SaRA"],
     "probes.persistence": ["Persistence", "persistence"],
@@ -128,6 +131,9 @@ _PUBLIC = {
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
+    "factor.decompose": ["Decompose"],
+    "factor.maestro": ["Maestro", "at_ranks"],
+    "factor.trp": ["TRP"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
@@ -177,13 +183,17 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrator.scales import tune_scales_ as tune_scales_
     from openwork.calibrator.storage import to_quantized_ as to_quantized_
     from openwork.calibrator.windows import reconstruct_ as reconstruct_
+    from openwork.factor.decompose import Decompose as Decompose
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
+    from openwork.factor.maestro import Maestro as Maestro
+    from openwork.factor.maestro import at_ranks as at_ranks
     from openwork.factor.monarch import Monarch as Monarch
     from openwork.factor.pixelfly import Pixelfly as Pixelfly
     from openwork.factor.rps import RPS as RPS
     from openwork.factor.sparse_ift import SparseIFT as SparseIFT
     from openwork.factor.sparse_ift import wide as wide
+    from openwork.factor.trp import TRP as TRP
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -196,6 +206,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import save_checkpoint as save_checkpoint
     from openwork.files.delta import add_delta_ as add_delta_
     from openwork.files.delta import save_delta as save_delta
+    from openwork.finetune.adamr import AdamR as AdamR
     from openwork.finetune.lora import Adapters as Adapters
     from openwork.finetune.lora import LoRA as LoRA
     from openwork.finetune.lora import adapt_ as adapt_
@@ -218,6 +229,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
     from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
+    from openwork.layouts.ordered import OrderedConv2d as OrderedConv2d
+    from openwork.layouts.ordered import OrderedLinear as OrderedLinear
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
@@ -259,6 +272,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.pruner import sparsify_ as sparsify_
     from openwork.quantization import FloatGrid as FloatGrid
     from openwork.quantization import IntegerGrid as IntegerGrid
+    from openwork.regularizer import Regularizer as Regularizer
+    from openwork.regularizer import regularize as regularize
     from openwork.restructuring import Restructured as Restructured
     from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
