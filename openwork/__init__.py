@@ -62,6 +62,7 @@ _PUBLIC = {
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
     "calibrate.refit": ["Refit"],
+    "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
@@ -155,6 +156,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
     from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant

@@ -29,7 +29,7 @@ from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
 from openwork.calibrator.workshop import Workshop
 from openwork.layer_allocation import LayerAllocation, Seen
-from openwork.plan import Plan, unwrapped
+from openwork.plan import Plan, prunable, unwrapped
 from openwork.progress import phase
 
 SAMPLES = 2048
@@ -129,6 +129,8 @@ class _Walk:
         every = {name: row for some in reversed(rows) for name, row in some.items()}
         self.layers = [m for row in every.values() for m in matrices(row.weight)]
         masks = {name: beginning(row, self.given) for name, row in every.items()}
+        self.beside = [w for w in prunable(self.model) if w.name in self.given and w.name not in every]
+        masks |= {w.name: self.given[w.name].clone() for w in self.beside}
         shop = Workshop(self.stages, rows, masks, self.undo, measure_errors=self.wanted.gram)
         with phase("calibrating", self.depth) as progress:
             for stack in self.stacks:
@@ -160,9 +162,27 @@ class _Walk:
     ) -> None:
         layers = _inside(block, self.layers)
         targets = None if second is None else second.advance(keep=True)
-        if not layers:
+        inside = {id(p) for p in block.parameters()}
+        beside = [w for w in self.beside if id(w.parameter) in inside]
+        if not layers and not beside:
             return
         self.undo.remember(block)
+        if layers:
+            self._work(index, name, block, layers, stream, targets, shop)
+        for weight in beside:  # pruned by the masks to begin with, and left alone by every stage
+            weight.oriented(weight.parameter.detach()).masked_fill_(~shop.masks[weight.name], 0)
+
+    def _work(
+        self,
+        index: int,
+        name: str,
+        block: nn.Module,
+        layers: Sequence[Matrix],
+        stream: Stream,
+        targets: Sequence[Tensor] | None,
+        shop: Workshop,
+    ) -> None:
+        """Let the recipe work on the layers of a block."""
         if self.checkpoint is not None and self.checkpoint.restore(index, block, layers, shop):
             return
         before = len(shop.lines)
