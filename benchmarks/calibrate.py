@@ -11,7 +11,7 @@ perplexity on the test part. Calibration data is of the training parts. Nothing 
   gradients to convergence, and the exact optimum, on the damped Gram matrix that all of them minimise; and for three masks, the
   error of magnitude, Wanda and SparseGPT. Layers out of order are named.
 
-    python benchmarks/calibrate.py [--model gpt] [--part cells repair quantise errors] [--methods ...] [--patterns ...] [--out FILE]
+    python benchmarks/calibrate.py [--model gpt] [--part cells repair quantise errors] [--methods ...] [--patterns ...] --out FILE
 
 Cells are added to FILE, and those that are there already are not measured again. Each is measured in a process of its own, on one
 thread: seconds are of that thread's work, so that neighbours on the machine hardly count, and memory is what the process held at

@@ -20,11 +20,11 @@ from openwork.method import method
 class Rescale(Calibrated):
     """Multiply the weights of each output unit by one number, so that its output follows the dense one best; the mask stays.
 
-    What pruning takes from an output, it takes from its variance above all: a sum of fewer terms is smaller. Where a norm comes
-    after, it makes all of it larger again, the mean as well, and a mean that :class:`openwork.BiasCorrect` has restored *alone* is
-    then too large for what varies around it. So the two are found together, as the line ``a y + b`` through the points of sparse
-    output ``y`` and dense output: ``a = cov(y, dense) / var(y)``, with ``b`` in the bias. A layer without a bias gets the best
-    ``a`` for ``b = 0``. An output that is constant keeps its weights.
+    A sum of fewer terms is smaller: pruning takes from an output's mean and from what varies around it alike. A norm that comes
+    after makes both larger again; a mean that :class:`openwork.BiasCorrect` has restored *alone* is then too large for what varies
+    around it. So the two are found together, as the line ``a y + b`` through the points of sparse output ``y`` and dense output:
+    ``a = cov(y, dense) / var(y)``, with ``b`` in the bias. A layer without a bias gets the best ``a`` for ``b = 0``. An output
+    that is constant keeps its weights.
 
     One number an output costs nothing, and is the smallest case of :class:`openwork.Refit`, which finds one for every weight.
 

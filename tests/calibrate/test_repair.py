@@ -15,7 +15,7 @@ import openwork as ow
 from openwork.calibrate.bias_correct import BiasCorrect
 from openwork.calibrate.dsnot import DSnoT
 from openwork.calibrate.rescale import Rescale
-from openwork.calibrate.wanda import Wanda, wanda_scores
+from openwork.calibrate.wanda import Wanda
 from openwork.calibrator import Solution
 from tests.calibrate.layers import given, with_inputs
 
@@ -173,8 +173,8 @@ def test_rescaling_leaves_outputs_alone_that_do_not_vary():
 
 
 def test_before_a_norm_the_mean_alone_does_harm_and_the_scale_does_good():
-    """Every input comes twice and one of the two is dropped, so each output is exactly half of what it was, its mean as well. A norm
-    makes up for that, unless the mean alone is put right.
+    """Every input comes twice and one of the two is dropped, so each output is exactly half of what it was, its mean as well.
+    A norm makes up for that, unless the mean alone is put right.
     """
     half, x = given(0, out=48, inputs=32, tokens=300, shift=2.0)
     twice = torch.cat([half.dense, half.dense], 1)
