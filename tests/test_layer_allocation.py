@@ -90,3 +90,19 @@ def test_a_method_with_such_an_allocation_keeps_exactly_what_was_asked(rule):
             assert max(shares) - min(shares) < 2e-3
     with pytest.raises(ValueError, match="measures the layers of a trained network on data"):
         ow.plan(gpt(), ow.SparseGPT(allocation=rule))
+
+
+def test_owl_gives_each_layer_an_n_of_its_own():
+    model = gpt()
+    with torch.no_grad():
+        model.blocks[1].mlp.up.weight[:, 0] *= 40
+    rule = OWL(threshold=6, reach=0.25)
+    found = ow.sparsify_(model, ow.Wanda(sparsity=0.5, pattern="n:4", allocation=rule), data=windows())
+    patterns = {row.name: row.pattern for row in found.plan.sparse}
+    assert len(set(patterns.values())) > 1
+    assert {p.of for p in patterns.values()} == {4}
+    assert all(patterns[name].allows(mask) for name, mask in found.masks.items())
+    assert str(patterns["blocks.1.mlp.up.weight"]) in str(found.plan)
+    uniform = ow.sparsify_(gpt(), ow.SparseGPT(sparsity=0.5, pattern="n:4"), data=windows())
+    same = ow.sparsify_(gpt(), ow.SparseGPT(sparsity=0.5, pattern="2:4"), data=windows())
+    assert all(torch.equal(mask, same.masks[name]) for name, mask in uniform.masks.items())

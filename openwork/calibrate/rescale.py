@@ -21,8 +21,8 @@ class Rescale(Calibrated):
     """Multiply the weights of each output unit by one number, so that its output follows the dense one best; the mask stays.
 
     A sum of fewer terms is smaller: pruning takes from an output's mean and from what varies around it alike. A norm that comes
-    after makes both larger again; a mean that :class:`openwork.BiasCorrect` has restored *alone* is then too large for what varies
-    around it. So the two are found together, as the line ``a y + b`` through the points of sparse output ``y`` and dense output:
+    after makes both larger again; a mean that :class:`openwork.BiasCorrect` has restored *alone* is then too large for what
+    varies around it. So the two are found together, as the line ``a y + b`` through the points of sparse output ``y`` and dense output:
     ``a = cov(y, dense) / var(y)``, with ``b`` in the bias. A layer without a bias gets the best ``a`` for ``b = 0``. An output
     that is constant keeps its weights.
 
