@@ -22,7 +22,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
-    "layer_allocation": ["OWL", "AlphaPruning"],
+    "layer_allocation": ["OWL", "AlphaPruning", "Fluctuation", "Redundancy"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -197,6 +197,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layer_allocation import OWL as OWL
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
+    from openwork.layer_allocation import Fluctuation as Fluctuation
+    from openwork.layer_allocation import Redundancy as Redundancy
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR

@@ -22,9 +22,9 @@ class Rescale(Calibrated):
 
     A sum of fewer terms is smaller: pruning takes from an output's mean and from what varies around it alike. A norm that comes
     after makes both larger again; a mean that :class:`openwork.BiasCorrect` has restored *alone* is then too large for what
-    varies around it. So the two are found together, as the line ``a y + b`` through the points of sparse output ``y`` and dense output:
-    ``a = cov(y, dense) / var(y)``, with ``b`` in the bias. A layer without a bias gets the best ``a`` for ``b = 0``. An output
-    that is constant keeps its weights.
+    varies around it. So the two are found together, as the line ``a y + b`` through the points of sparse output ``y`` and dense
+    output: ``a = cov(y, dense) / var(y)``, with ``b`` in the bias. A layer without a bias gets the best ``a`` for ``b = 0``. An
+    output that is constant keeps its weights.
 
     One number an output costs nothing, and is the smallest case of :class:`openwork.Refit`, which finds one for every weight.
 

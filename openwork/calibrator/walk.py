@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from openwork.blocks import Matrix, matrices, stacks
@@ -229,11 +230,12 @@ class _Walk:
         measures = None if rule is None else self._measures(stage, rule)
         return planned(self.model, stage, self.dense, measures)
 
-    def _measures(self, stage: Stage, rule: LayerAllocation) -> dict[str, float]:
+    def _measures(self, stage: Stage, rule: LayerAllocation) -> dict[str, Tensor]:
         """What an allocation makes of each parameter, from one pass through the dense model."""
         rows = planned(self.model, replace(stage, allocation="uniform"), self.dense).sparse
         layers = [m for row in rows if not row.fixed for m in matrices(row.weight)]
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Tensor]] = {}
+        wanted = Wanted(samples=rule.samples)
         with phase("measuring layers", self.depth) as progress:
             for stack in self.stacks:
                 with closing(
@@ -241,13 +243,13 @@ class _Walk:
                 ) as stream:
                     for block in stack.blocks.values():
                         inside = _inside(block, layers)
-                        collected, _ = self._collect(block, inside, stream, Wanted(), keep=False)
+                        collected, _ = self._collect(block, inside, stream, wanted, keep=False)
                         seen = [Seen(m.matrix(m.weight.parameter.detach()), collected[m]) for m in inside]
                         for m, number in zip(inside, rule.measure(seen) if seen else [], strict=True):
-                            found.setdefault(m.weight.name, []).append(number)
+                            found.setdefault(m.weight.name, []).append(torch.as_tensor(number))
                         stream.advance()
                         progress.advance()
-        return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+        return {name: torch.stack(numbers).mean(0) for name, numbers in found.items()}
 
 
 def _inside(block: nn.Module, layers: Sequence[Matrix]) -> list[Matrix]:
