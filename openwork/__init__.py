@@ -22,7 +22,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
-    "layer_allocation": ["OWL", "AlphaPruning"],
+    "layer_allocation": ["OWL", "AlphaPruning", "Fluctuation", "Redundancy"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -62,6 +62,7 @@ _PUBLIC = {
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
     "calibrate.refit": ["Refit"],
+    "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
@@ -155,6 +156,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
     from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant
@@ -195,6 +197,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layer_allocation import OWL as OWL
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
+    from openwork.layer_allocation import Fluctuation as Fluctuation
+    from openwork.layer_allocation import Redundancy as Redundancy
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
