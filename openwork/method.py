@@ -22,7 +22,9 @@ import torch
 from openwork.allocation import Allocation, allocation
 from openwork.patterns import Pattern, pattern
 
-SHELVES = ("openwork.train", "openwork.prune", "openwork.calibrate", "openwork.finetune", "openwork.factor")
+SHELVES = tuple(
+    f"openwork.{shelf}" for shelf in ("train", "prune", "calibrate", "finetune", "factor", "merging")
+)
 """Packages whose modules hold methods, one a module."""
 
 M = TypeVar("M", bound="type[Method]")

@@ -15,6 +15,7 @@ from openwork.calibrate.smoothquant import SmoothQuant
 from openwork.calibrator.migrating import Migrating
 from openwork.factor.low_rank import LowRank
 from openwork.growth import Gradient
+from openwork.merger import Merging
 from openwork.method import Method, registry
 from openwork.patterns import NM, Block, FanIn
 from openwork.prune.magnitude import Magnitude
@@ -26,8 +27,9 @@ from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
 
-APART = (Restructuring, LowRank, LoRC, LayerDrop, Migrating)
-"""Methods that give layers another form, move scale between them, or drop whole blocks: they make their own promises."""
+APART = (Restructuring, Merging, LowRank, LoRC, LayerDrop, Migrating)
+"""Methods that give layers another form, move scale between them, drop whole blocks, or merge models: they make their own
+promises."""
 
 CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART)}
 """Methods that choose connections, or work with those that are kept."""

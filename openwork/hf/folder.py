@@ -39,7 +39,7 @@ def load(folder: str | os.PathLike[str], *, dense: bool = False, dtype: torch.dt
     Returns:
         A ``transformers.PreTrainedModel`` in evaluation mode.
     """
-    folder = _existing(folder)
+    folder = existing(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     record = getattr(config, "quantization_config", None)
     if dense and isinstance(record, dict) and record.get("quant_method") == "openwork":
@@ -56,7 +56,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         FileError: the folder has none.
     """
     try:
-        return transformers.AutoTokenizer.from_pretrained(_existing(folder))
+        return transformers.AutoTokenizer.from_pretrained(existing(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{folder}: no tokenizer can be loaded from there ({error})") from error
 
@@ -209,7 +209,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _existing(folder: str | os.PathLike[str]) -> str:
+def existing(folder: str | os.PathLike[str]) -> str:
     """A folder as transformers takes it. What looks like a path and is none must not be asked of the hub."""
     path = Path(folder)
     text = os.fspath(folder)

@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openwork.allocation import Allocation, allocation
-from openwork.connections import Connections, LatentConnections
+from openwork.allocation import Allocation
+from openwork.connections import Connections
 from openwork.method import Method, check_fraction, method
-from openwork.plan import Row, wanted_total
+from openwork.plan import Row
+from openwork.selection import best
 from openwork.sparsifier import Sparsifier, Training
 from openwork.train.deep_r import learning_rate
 from openwork.train.dnw import DNW
@@ -108,15 +109,13 @@ class STR(DNW):
                 c.shrink(_sigmoid(float(sparsifier.state[f"s {c.name}"][0])))
             return
         pairs = self.latents(sparsifier)
-        rows = [row for row, _ in pairs if not row.fixed]
-        margins = [c.weight.oriented(c.latent).abs() - c.threshold for row, c in pairs if not row.fixed]
-        total = wanted_total(self, sum(row.numel for row in rows)) if rows else 0
-        counts = allocation(self.allocation).counts([row.shape for row in rows], total, margins)
-        wanted = dict(zip((row.name for row in rows), counts, strict=True))
-        chosen: list[tuple[LatentConnections, Tensor]] = [
-            (c, c.strongest_latent(wanted.get(row.name, row.kept))) for row, c in pairs
-        ]
-        for c, positions in chosen:
+        margins = {row.name: c.weight.oriented(c.latent).abs() - c.threshold for row, c in pairs}
+        for name, margin in margins.items():
+            if not bool(margin.isfinite().all()):
+                raise FloatingPointError(f"the latent weights of {name} hold NaN or infinity")
+        chosen = best(sparsifier.plan, margins)
+        for row, c in pairs:
+            positions = chosen[row.name]
             c.write(c.positions, c.values)  # what was seen is what the weights are from now on
             c.shrink(0.0)
             c.replace(positions)
