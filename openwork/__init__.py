@@ -118,7 +118,10 @@ _PUBLIC = {
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
+    "graphs.random": ["barabasi_albert", "watts_strogatz"],
+    "probes.graph_properties": ["GraphProperties", "graph_properties"],
     "probes.persistence": ["Persistence", "persistence"],
+    "probes.prediction": ["Prediction", "predict_from_graphs"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
@@ -127,6 +130,7 @@ _PUBLIC = {
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
+    "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
@@ -200,6 +204,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.finetune.lora import adapt_ as adapt_
     from openwork.finetune.perp import PERP as PERP
     from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
+    from openwork.graphs.random import barabasi_albert as barabasi_albert
+    from openwork.graphs.random import watts_strogatz as watts_strogatz
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
@@ -241,8 +247,12 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import Pretraining as Pretraining
     from openwork.probes.average_parameters import fit_average_law as fit_average_law
     from openwork.probes.average_parameters import pretraining as pretraining
+    from openwork.probes.graph_properties import GraphProperties as GraphProperties
+    from openwork.probes.graph_properties import graph_properties as graph_properties
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.prediction import Prediction as Prediction
+    from openwork.probes.prediction import predict_from_graphs as predict_from_graphs
     from openwork.probes.sensitivity import Sensitivity as Sensitivity
     from openwork.probes.sensitivity import sensitivity as sensitivity
     from openwork.probes.topology import Wiring as Wiring
@@ -269,6 +279,9 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.sparsifier import attach as attach
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.tasks.graph_network import GraphNetwork as GraphNetwork
+    from openwork.tasks.graph_network import graph_network as graph_network
+    from openwork.tasks.graph_network import recurrent_masks as recurrent_masks
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
     from openwork.train.bitwise import Bitwise as Bitwise

@@ -61,6 +61,8 @@ class Method:
     """Whether it works while an optimizer trains the model: weights that are frozen are then left as they are."""
     reads_zeros: ClassVar[bool] = False
     """Whether the zeros of the model itself say what is kept; sparsity, allocation and pattern play no part then."""
+    restructures: ClassVar[bool] = False
+    """Whether it gives layers another form, so that no mask says what has become of them."""
 
     sparsity: float = 0.9
     kept: int | None = None
