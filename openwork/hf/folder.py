@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from openwork.durable import FileError
 from openwork.files.container import write
 from openwork.files.names import plain_state, shared_names
+from openwork.files.stubs import stubs
 from openwork.files.writing import arranged
 from openwork.hf.card import Card
 from openwork.hf.storage import SparseStorageConfig
@@ -79,7 +80,8 @@ def save(
         folder: to write; there must be nothing yet.
         tokenizer: to save beside it.
         storage: ``"dense"``: an ordinary folder with zeros in it, for any program. ``"sparse"``: kept weights and compact
-            indices, smaller by the share that is kept; transformers loads it after ``import openwork.hf``. Linear layers
+            indices, smaller by the share that is kept; transformers loads it after ``import openwork.hf`` and refuses it
+            without. Linear layers
             with zeros come back as :class:`~openwork.SparseLinear`, tied ones excepted; other parameters come back dense.
         masks: what :func:`openwork.sparsify_` says is kept, ``[out, in]`` by parameter name, where kept weights may be zero;
             only the sparse storage has a place for them.
@@ -152,7 +154,7 @@ def _save_sparse(
         del config.quantization_config
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    write(folder / WEIGHTS, arrays, header.metadata())
+    write(folder / WEIGHTS, arrays | stubs(header, arrays), header.metadata())
 
 
 def _as_held(model: Any, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
