@@ -196,6 +196,7 @@ def as_json(comparison: Comparison, table: Sequence[Line]) -> dict[str, object]:
     return {
         **comparison.record(),
         "sparsities": list(comparison.sparsities),
+        "split": comparison.split or "own",
         "seeds": list(comparison.seeds),
         "lines": [asdict(line) for line in table],
     }
