@@ -25,8 +25,10 @@ def reber(train: int = 512, validation: int = 400, test: int = 400, *, seed: int
         train, validation, test: strings in each part, drawn independently.
         seed: of the draws.
     """
-    parts = [_split(count, 3 * seed + number) for number, count in enumerate((train, validation, test))]
-    return Task("reber", "classification", *parts, classes=("not allowed", "allowed"))
+    first, second, third = (
+        _split(count, 3 * seed + number) for number, count in enumerate((train, validation, test))
+    )
+    return Task("reber", "classification", first, second, third, classes=("not allowed", "allowed"))
 
 
 def allowed(text: str) -> bool:
