@@ -27,6 +27,9 @@ MASK_BITS = 16
 VALUE_PADDING = 16
 """Values behind the last that may be read."""
 
+POSITION_WORK = 4
+"""Multiply-adds of a large batch that take about as long as one position (`native.threads`)."""
+
 LARGEST_BATCH = 6
 """Samples computed together with AVX-512 (2 below); larger batches go in pieces."""
 
@@ -61,7 +64,7 @@ class Bitmasked(inference.Arrangement):
 
     def work(self, samples: int) -> int:
         """All positions are multiplied, kept or not."""
-        return self.masks.numel() * GROUP_ROWS * MASK_BITS * samples
+        return self.masks.numel() * GROUP_ROWS * MASK_BITS * samples * POSITION_WORK
 
     def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """In plain PyTorch."""

@@ -5,7 +5,6 @@ These kernels keep weights in an order of their own, made once from a CSR matrix
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import fields
 from typing import ClassVar, TypeVar
@@ -93,12 +92,12 @@ class Arrangement(ABC):
 
     def _run(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         outputs, inputs = self.shape
-        *leading, _ = x.shape
-        samples = leading[0] if len(leading) == 1 else math.prod(leading)
+        leading = x.shape[:-1]
+        samples = leading.numel()
         if not native.enabled():
             return self.twin(x.reshape(samples, inputs), bias, activation).view(*leading, outputs)
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-        y = x.new_empty((*leading, outputs))
+        y = x.new_empty(*leading, outputs)
         getattr(native.kernels(), self.operator)(
             x.data_ptr(), y.data_ptr(), samples, inputs, outputs, *self.arguments(),
             0 if bias is None else bias.data_ptr(), linear.ACTIVATIONS.index(activation),

@@ -16,6 +16,8 @@ from openwork.layouts.layout import Layout
 class Arranged(Layout):
     """A layout that holds one arrangement, made by :meth:`arrange`."""
 
+    takes_any_axes: bool = True
+
     def __init__(self, held: Arrangement) -> None:
         self.held = held
 
