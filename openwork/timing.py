@@ -83,14 +83,21 @@ def race(
         rounds: samples of each contender that stays, at least.
         always: of these the best stays to the end, whatever the others do.
     """
-    repeats = {name: _repeats(call, warm=1) for name, call in contenders.items()}
+    repeats: dict[str, int] = {}
     samples: dict[str, list[tuple[float, bool]]] = {name: [] for name in contenders}
+    for name, call in contenders.items():
+        call()
+        first = _sample(call, 1)
+        repeats[name] = _repeated(first[0])
+        if repeats[name] == 1:
+            samples[name].append(first)
     left = list(contenders)
     finish = time.perf_counter() + seconds
     done = 0
     while done < rounds or time.perf_counter() < finish:
         for name in left:
-            samples[name].append(_sample(contenders[name], repeats[name]))
+            if len(samples[name]) <= done:
+                samples[name].append(_sample(contenders[name], repeats[name]))
         done += 1
         if limit := ELIMINATED.get(done):
             # The best of few samples: one that a neighbour disturbed decides nothing.
@@ -101,12 +108,17 @@ def race(
     return {name: _summary(found) for name, found in samples.items()}
 
 
-def _repeats(call: Callable[[], object], warm: int = 2) -> int:
-    for _ in range(warm):
+def _repeats(call: Callable[[], object]) -> int:
+    for _ in range(2):
         call()
     begin = time.perf_counter()
     call()
-    return max(1, round(SAMPLE_SECONDS / max(time.perf_counter() - begin, 1e-7)))
+    return _repeated(time.perf_counter() - begin)
+
+
+def _repeated(seconds: float) -> int:
+    """How often a sample repeats what takes so long."""
+    return max(1, round(SAMPLE_SECONDS / max(seconds, 1e-7)))
 
 
 def _sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:

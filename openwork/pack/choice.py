@@ -59,7 +59,7 @@ class Trial(ABC, Generic[F]):
         """Time all forms, in about so many seconds together; who is clearly slower drops out early, not the best dense one."""
         forms = self.forms()
         calls = {form: self.call(self.made(form)) for form in forms}
-        return race(calls, seconds=seconds, rounds=7, always=[form for form in forms if forms[form]])
+        return race(calls, seconds=seconds, rounds=5, always=[form for form in forms if forms[form]])
 
     def made(self, form: str) -> F:
         """As :meth:`hold`, once: the winner of a contest is there already."""

@@ -124,7 +124,7 @@ def _forms(model: nn.Module, x: Tensor) -> dict[str, Mapping[nn.Module, bool]]:
 
 def _built(model: nn.Module, x: Tensor, forms: Mapping[str, Mapping[nn.Module, bool]]) -> dict[str, Network]:
     """Networks, without those that compute something else than ``model`` does."""
-    found = {name: Network.of(model, x, layers) for name, layers in forms.items()}
+    found = dict(zip(forms, Network.each(model, x, forms.values()), strict=True))
     expected = model(x) if any(network is not None for network in found.values()) else None
     return {
         name: network
