@@ -61,6 +61,7 @@ _PUBLIC = {
     "calibrate.column_sweep": ["ColumnSweep"],
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
+    "calibrate.permute_channels": ["PermuteChannels"],
     "calibrate.refit": ["Refit"],
     "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
@@ -167,6 +168,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import LayerDrop as LayerDrop
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.permute_channels import PermuteChannels as PermuteChannels
     from openwork.calibrate.refit import Refit as Refit
     from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
