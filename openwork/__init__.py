@@ -89,6 +89,7 @@ _PUBLIC = {
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
+    "train.grow_scs": ["GrowSCS"],
     "train.iss_p": ["ISSP"],
     "train.itop": ["ITOP"],
     "train.gse": ["GSE"],
@@ -273,6 +274,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
+    from openwork.train.grow_scs import GrowSCS as GrowSCS
     from openwork.train.gse import GSE as GSE
     from openwork.train.iss_p import ISSP as ISSP
     from openwork.train.itop import ITOP as ITOP

@@ -45,6 +45,7 @@ class LatentConnections(MaskedConnections):
         self._faded = torch.zeros_like(self.asleep)
         self._strength = torch.ones((), dtype=torch.float64)
         self._threshold = torch.zeros((), dtype=torch.float64)
+        self._gates: Tensor | None = None
         self._stepping = False
         super().__init__(
             weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
@@ -88,6 +89,17 @@ class LatentConnections(MaskedConnections):
             return None
         return torch.where(self._faded, float(self._strength), torch.ones_like(self.latent))
 
+    def gate(self, strengths: Tensor | None) -> None:
+        """Show every weight times its own of the ``strengths [out, in, *kernel]``; None ends it."""
+        self._gates = (
+            None if strengths is None else self.weight.restored(strengths).to(self.latent, copy=True)
+        )
+        self._show()
+
+    def gates(self) -> Tensor:
+        """The strengths of :meth:`gate`, of the parameter's shape; ones where there are none."""
+        return torch.ones_like(self.latent) if self._gates is None else self._gates
+
     @property
     def threshold(self) -> float:
         """By how much the network sees every weight closer to zero than it is; 0 by default."""
@@ -124,7 +136,8 @@ class LatentConnections(MaskedConnections):
         self._show()
 
     def remembered(self) -> dict[str, Tensor]:
-        return {
+        gates = {} if self._gates is None else {"gates": self._gates}
+        return gates | {
             "latent": self.latent,
             "asleep": self.asleep,
             "faded": self._faded,
@@ -148,6 +161,8 @@ class LatentConnections(MaskedConnections):
             seen = self.latent if strength is None else strength * self.latent
             if threshold := self.threshold:
                 seen = torch.where(seen.abs() > threshold, seen - threshold * seen.sign(), 0)
+            if self._gates is not None:
+                seen = seen * self._gates
             self.weight.parameter.copy_(seen)
             self.weight.parameter.masked_fill_(self.inactive, 0)
 
