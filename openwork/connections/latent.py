@@ -89,16 +89,17 @@ class LatentConnections(MaskedConnections):
             return None
         return torch.where(self._faded, float(self._strength), torch.ones_like(self.latent))
 
-    def gate(self, strengths: Tensor | None) -> None:
-        """Show every weight times its own of the ``strengths [out, in, *kernel]``; None ends it."""
-        self._gates = (
-            None if strengths is None else self.weight.restored(strengths).to(self.latent, copy=True)
-        )
+    def gate(self, strengths: Tensor) -> None:
+        """Show what the pattern keeps together at a strength of its own: ``[rows, competitors]`` of its grid."""
+        self._gates = strengths.to(self.latent, copy=True)
         self._show()
 
     def gates(self) -> Tensor:
-        """The strengths of :meth:`gate`, of the parameter's shape; ones where there are none."""
-        return torch.ones_like(self.latent) if self._gates is None else self._gates
+        """The strength of every weight by :meth:`gate`, of the parameter's shape; ones where there are none."""
+        if self._gates is None:
+            return torch.ones_like(self.latent)
+        whole = self._gates.unsqueeze(-1).expand(-1, -1, self.grid.atom)
+        return self.weight.restored(self.grid.unview(whole, self.weight.shape))
 
     @property
     def threshold(self) -> float:
@@ -162,7 +163,7 @@ class LatentConnections(MaskedConnections):
             if threshold := self.threshold:
                 seen = torch.where(seen.abs() > threshold, seen - threshold * seen.sign(), 0)
             if self._gates is not None:
-                seen = seen * self._gates
+                seen = seen * self.gates()
             self.weight.parameter.copy_(seen)
             self.weight.parameter.masked_fill_(self.inactive, 0)
 

@@ -124,9 +124,10 @@ class GrowSCS(DNW):
             return
         chosen = self._final(sparsifier, pairs)
         for row, c in pairs:
-            seen = c.weight.oriented(c.latent) * self._spread(row, self._likely(sparsifier, row)).to(c.latent)
-            c.write(c.positions, seen.flatten())
-            c.gate(torch.ones(row.shape))
+            p = self._likely(sparsifier, row)
+            c.gate(p)
+            c.write(c.positions, c.values)  # as they were seen when at work
+            c.gate(torch.ones_like(p))
             c.replace(chosen[row.name])
             c.sleep(chosen[row.name])
 
@@ -149,10 +150,13 @@ class GrowSCS(DNW):
         p = self._likely(sparsifier, row)
         drawn = torch.rand(p.shape, generator=sparsifier.generator, dtype=torch.float64) < p
         sparsifier.state[f"drawn {row.name}"] = drawn
-        c.gate(self._spread(row, drawn * p))
+        c.gate(drawn * p)
 
     def _final(self, sparsifier: Sparsifier, pairs: list[tuple[Row, LatentConnections]]) -> dict[str, Tensor]:
-        ranked = {row.name: self._spread(row, sparsifier.state[f"logit {row.name}"]) for row, _ in pairs}
+        ranked = {}
+        for row, _ in pairs:
+            grid, logit = row.pattern.grid(row.shape), sparsifier.state[f"logit {row.name}"]
+            ranked[row.name] = grid.unview(logit.unsqueeze(-1).expand(-1, -1, grid.atom), row.shape)
         rows = [row for row, _ in pairs if not row.fixed]
         total = wanted_total(self, sum(row.numel for row in rows)) if rows else 0
         counts = allocation(self.allocation).counts(
@@ -172,11 +176,6 @@ class GrowSCS(DNW):
 
     def _likely(self, sparsifier: Sparsifier, row: Row) -> Tensor:
         return (self._heat(sparsifier, row) * sparsifier.state[f"logit {row.name}"]).sigmoid()
-
-    def _spread(self, row: Row, atoms: Tensor) -> Tensor:
-        """Numbers of atoms ``[rows, competitors]`` as a tensor ``[out, in, *kernel]``."""
-        grid = row.pattern.grid(row.shape)
-        return grid.unview(atoms.unsqueeze(-1).expand(-1, -1, grid.atom), row.shape)
 
     def _target(self, sparsifier: Sparsifier) -> float:
         """The part of all connections that was asked for, before it is rounded to whole units."""
