@@ -14,6 +14,7 @@ _PUBLIC = {
         "ER",
         "ERK",
         "LAMP",
+        "Like",
         "Allocation",
         "Balanced",
         "Deviation",
@@ -141,6 +142,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Balanced as Balanced
     from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
+    from openwork.allocation import Like as Like
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
