@@ -14,6 +14,7 @@ _PUBLIC = {
         "ER",
         "ERK",
         "LAMP",
+        "Like",
         "Allocation",
         "Balanced",
         "Deviation",
@@ -93,6 +94,7 @@ _PUBLIC = {
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
+    "train.grow_scs": ["GrowSCS"],
     "train.iss_p": ["ISSP"],
     "train.itop": ["ITOP"],
     "train.gse": ["GSE"],
@@ -159,6 +161,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Balanced as Balanced
     from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
+    from openwork.allocation import Like as Like
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
@@ -316,6 +319,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
+    from openwork.train.grow_scs import GrowSCS as GrowSCS
     from openwork.train.gse import GSE as GSE
     from openwork.train.iss_p import ISSP as ISSP
     from openwork.train.itop import ITOP as ITOP
