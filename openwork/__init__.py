@@ -14,6 +14,7 @@ _PUBLIC = {
         "ER",
         "ERK",
         "LAMP",
+        "Like",
         "Allocation",
         "Balanced",
         "Deviation",
@@ -22,7 +23,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
-    "layer_allocation": ["OWL", "AlphaPruning"],
+    "layer_allocation": ["OWL", "AlphaPruning", "Fluctuation", "Redundancy"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -61,7 +62,9 @@ _PUBLIC = {
     "calibrate.column_sweep": ["ColumnSweep"],
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
+    "calibrate.permute_channels": ["PermuteChannels"],
     "calibrate.refit": ["Refit"],
+    "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
@@ -91,6 +94,7 @@ _PUBLIC = {
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
+    "train.grow_scs": ["GrowSCS"],
     "train.iss_p": ["ISSP"],
     "train.itop": ["ITOP"],
     "train.gse": ["GSE"],
@@ -119,10 +123,13 @@ _PUBLIC = {
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
+    "graphs.random": ["barabasi_albert", "watts_strogatz"],
+    "probes.graph_properties": ["GraphProperties", "graph_properties"],
     "finetune.adamr": ["AdamR"],
     "finetune.s2ft": ["S2FT"],
     "finetune.sara": ["SaRA"],
     "probes.persistence": ["Persistence", "persistence"],
+    "probes.prediction": ["Prediction", "predict_from_graphs"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
@@ -131,6 +138,7 @@ _PUBLIC = {
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
+    "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
     "factor.decompose": ["Decompose"],
     "factor.maestro": ["Maestro", "at_ranks"],
     "factor.trp": ["TRP"],
@@ -153,6 +161,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Balanced as Balanced
     from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
+    from openwork.allocation import Like as Like
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
@@ -171,7 +180,9 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import LayerDrop as LayerDrop
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.permute_channels import PermuteChannels as PermuteChannels
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
     from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant
@@ -214,6 +225,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
     from openwork.finetune.s2ft import S2FT as S2FT
     from openwork.finetune.sara import SaRA as SaRA
+    from openwork.graphs.random import barabasi_albert as barabasi_albert
+    from openwork.graphs.random import watts_strogatz as watts_strogatz
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
@@ -221,6 +234,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layer_allocation import OWL as OWL
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
+    from openwork.layer_allocation import Fluctuation as Fluctuation
+    from openwork.layer_allocation import Redundancy as Redundancy
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
@@ -255,8 +270,12 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import Pretraining as Pretraining
     from openwork.probes.average_parameters import fit_average_law as fit_average_law
     from openwork.probes.average_parameters import pretraining as pretraining
+    from openwork.probes.graph_properties import GraphProperties as GraphProperties
+    from openwork.probes.graph_properties import graph_properties as graph_properties
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.prediction import Prediction as Prediction
+    from openwork.probes.prediction import predict_from_graphs as predict_from_graphs
     from openwork.probes.sensitivity import Sensitivity as Sensitivity
     from openwork.probes.sensitivity import sensitivity as sensitivity
     from openwork.probes.topology import Wiring as Wiring
@@ -285,6 +304,9 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.sparsifier import attach as attach
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.tasks.graph_network import GraphNetwork as GraphNetwork
+    from openwork.tasks.graph_network import graph_network as graph_network
+    from openwork.tasks.graph_network import recurrent_masks as recurrent_masks
     from openwork.thawing import Thawed as Thawed
     from openwork.thawing import thaw_ as thaw_
     from openwork.train.acdc import ACDC as ACDC
@@ -297,6 +319,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
+    from openwork.train.grow_scs import GrowSCS as GrowSCS
     from openwork.train.gse import GSE as GSE
     from openwork.train.iss_p import ISSP as ISSP
     from openwork.train.itop import ITOP as ITOP

@@ -67,7 +67,10 @@ class Card:
             f"model = {self.loader}.from_pretrained(folder)",
         ]
         if self.sparse:
-            lines = ["import openwork.hf  # without it, transformers goes on with random weights", *lines]
+            lines = [
+                "import openwork.hf  # so that transformers knows the storage; it refuses the weights without",
+                *lines,
+            ]
         return "## Use\n\n```python\n" + "\n".join(lines) + "\n```\n"
 
 
