@@ -22,16 +22,18 @@ from openwork.method import Method, registry
 from openwork.patterns import NM, Block, FanIn
 from openwork.prune.magnitude import Magnitude
 from openwork.pruner import Pruning
+from openwork.regularizer import Regularization
 from openwork.restructuring import Restructurings, restructure_
 from openwork.testing import BrokenPromise, check_method, checks
+from openwork.thawing import Thawing
 from openwork.train.gmp import GMP
 from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
 
-APART = (LoRC, LayerDrop, Migrating, Merging)
-"""Methods that put something beside layers, move scale between them, drop whole blocks, or merge models: they make their own
-promises."""
+APART = (LoRC, LayerDrop, Migrating, Merging, Thawing, Regularization)
+"""Methods that put something beside layers, move scale between them, drop whole blocks, merge models, or train without a mask:
+they make their own promises."""
 
 CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART)}
 """Methods that choose connections, work with those that are kept, or give layers another form."""

@@ -25,10 +25,14 @@ def reber(train: int = 512, validation: int = 400, test: int = 400, *, seed: int
         train, validation, test: strings in each part, drawn independently.
         seed: of the draws.
     """
-    first, second, third = (
-        _split(count, 3 * seed + number) for number, count in enumerate((train, validation, test))
+    return Task(
+        name="reber",
+        kind="classification",
+        train=_split(train, 3 * seed),
+        validation=_split(validation, 3 * seed + 1),
+        test=_split(test, 3 * seed + 2),
+        classes=("not allowed", "allowed"),
     )
-    return Task("reber", "classification", first, second, third, classes=("not allowed", "allowed"))
 
 
 def allowed(text: str) -> bool:
