@@ -261,8 +261,8 @@ class Errors(Calibrated):
         solutions = {
             "none": dense * layer.mask,
             "sweep": sweep(layer.dense, layer.inverse_factor(0.01), layer.mask).weight,
-            "admm": admm(layer.dense, layer.normalized(0.01), layer.mask, steps=300)[0],
-            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=1000, tolerance=1e-9),
+            "admm": admm(layer.dense, layer.normalized(0.01), layer.mask, steps=100)[0],
+            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=300, tolerance=1e-7),
             "exact": least_squares(layer.dense, gram, layer.mask),
             "magnitude": dense * magnitude,
             "sparsegpt": ow.SparseGPT().solve(replace(whole, pattern=Unstructured())).weight,
