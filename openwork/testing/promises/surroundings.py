@@ -84,8 +84,8 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
 
 
 def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
-    """What a calibrated method may change beside the weights it thins: their biases; all parameters but what is excluded, where it
-    works on whole blocks; and buffers, such as what norms remember, where it works on the whole model.
+    """What a calibrated method may change beside the weights it thins: their biases; all parameters but what is excluded, where
+    it works on whole blocks; and buffers, such as what norms remember, where it works on the whole model.
     """
     if isinstance(method, (BlockCalibrated, ModelCalibrated)):
         buffers = model.named_buffers() if isinstance(method, ModelCalibrated) else ()
