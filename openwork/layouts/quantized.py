@@ -195,7 +195,7 @@ class QuantizedLinear(CodedLinear):
         )
         if few and self.computes_from_codes:
             bias = None if self.bias is None else self.bias.float()
-            return kernel.group_int4_linear(x.float(), self._in_groups(), bias).to(x.dtype)
+            return self._in_groups().linear(x.float(), bias).to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
@@ -216,17 +216,22 @@ class QuantizedLinear(CodedLinear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Make room for whatever number of outliers comes, after proving that they fit."""
+        """Make room for whatever number of outliers comes, after proving that they and the groups of the inputs fit."""
+        if (wrong := self._wrong_groups(state_dict.get(f"{prefix}group_of"))) is not None:
+            error_msgs.append(f"{prefix}group_of: {wrong}")
+            return
         found = [state_dict.get(prefix + name) for name in OUTLIERS]
         if OUTLIERS[0] in self._buffers and all(isinstance(x, Tensor) for x in found):
             values, crow, col = (x for x in found if isinstance(x, Tensor))
             try:
-                topology = CSR((self.out_features, self.in_features), crow.int(), col.int())
-                topology.validate(f"{prefix}outliers")
-                if values.shape != col.shape:
+                if any(array.is_meta for array in (values, crow, col)):
+                    raise ValueError(f"{prefix}outlier_values: tensors on the meta device have no contents")
+                if values.shape != col.shape or col.numel() > self.out_features * self.in_features:
                     raise ValueError(
                         f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places"
                     )
+                topology = CSR((self.out_features, self.in_features), crow, col.int())
+                topology.validate(f"{prefix}outliers")
             except ValueError as error:
                 error_msgs.append(str(error))
                 return
@@ -236,6 +241,17 @@ class QuantizedLinear(CodedLinear):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _wrong_groups(self, group_of: object) -> str | None:
+        """What is wrong with the groups of the inputs in a state; None where nothing is, or where loading itself will say so."""
+        if not isinstance(group_of, Tensor) or group_of.is_meta or group_of.shape != (self.in_features,):
+            return None
+        groups = (
+            self.get_buffer("scale_codes").shape[0] if self.statistics else self.get_buffer("scale").shape[1]
+        )
+        if group_of.is_floating_point() or bool(((group_of < 0) | (group_of >= groups)).any()):
+            return f"each of {self.in_features} inputs belongs to one of {groups} groups, counted from 0"
+        return None
 
 
 def _precision(grid: Grid) -> torch.dtype:

@@ -105,6 +105,21 @@ def test_hostile_outliers_are_refused() -> None:
         layer.load_state_dict(wrong)
 
 
+@pytest.mark.parametrize("recipe", ["spqr", "act order"])
+@pytest.mark.parametrize("group", [-1, 2**20])
+def test_hostile_groups_are_refused(recipe: str, group: int) -> None:
+    """A negative one would be counted from the end, without a word."""
+    small, found = quantised(recipe)
+    layer = next(iter(to_quantized_(small, found).values()))
+    assert isinstance(layer, QuantizedLinear)
+    state, before = layer.state_dict(), layer.weight
+    wrong = dict(state) | {"group_of": state["group_of"].clone()}
+    wrong["group_of"][3] = group
+    with pytest.raises(RuntimeError, match=r"group_of: each of .* inputs belongs to one of"):
+        layer.load_state_dict(wrong)
+    assert torch.equal(layer.weight, before)
+
+
 def test_weights_that_changed_since_are_refused() -> None:
     small, found = quantised("rtn")
     with torch.no_grad():
