@@ -64,6 +64,7 @@ _PUBLIC = {
     "calibrate.flap": ["FLAP"],
     "calibrate.permute_channels": ["PermuteChannels"],
     "calibrate.refit": ["Refit"],
+    "calibrate.refresh_norms": ["RefreshNorms"],
     "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
@@ -182,6 +183,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.lorc import LoRC as LoRC
     from openwork.calibrate.permute_channels import PermuteChannels as PermuteChannels
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.refresh_norms import RefreshNorms as RefreshNorms
     from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
