@@ -33,7 +33,7 @@ def seed_decides(trial: Trial) -> None:
     require_same(outcomes[0], outcomes[1], "in a second run with the same seed")
 
 
-@promise
+@promise(about="connections")
 def dtype_and_device_are_kept(trial: Trial) -> None:
     """Parameters keep their dtype and device, in float32, float64 and bfloat16."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -50,7 +50,7 @@ def dtype_and_device_are_kept(trial: Trial) -> None:
             require(mask.dtype == torch.bool, f"the mask of {name} is {mask.dtype}")
 
 
-@promise
+@promise(about="connections")
 def what_is_excluded_is_untouched(trial: Trial) -> None:
     """Parameters outside the plan keep every bit, except for what the optimizer does to them; modes,
     gradients and ``requires_grad`` stay as they were.
