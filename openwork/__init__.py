@@ -223,10 +223,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.finetune.lora import adapt_ as adapt_
     from openwork.finetune.perp import PERP as PERP
     from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
-    from openwork.graphs.random import barabasi_albert as barabasi_albert
-    from openwork.graphs.random import watts_strogatz as watts_strogatz
     from openwork.finetune.s2ft import S2FT as S2FT
     from openwork.finetune.sara import SaRA as SaRA
+    from openwork.graphs.random import barabasi_albert as barabasi_albert
+    from openwork.graphs.random import watts_strogatz as watts_strogatz
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
