@@ -25,12 +25,6 @@ def reber(train: int = 512, validation: int = 400, test: int = 400, *, seed: int
         train, validation, test: strings in each part, drawn independently.
         seed: of the draws.
     """
-<<<<<<< HEAD
-    first, second, third = (
-        _split(count, 3 * seed + number) for number, count in enumerate((train, validation, test))
-    )
-    return Task("reber", "classification", first, second, third, classes=("not allowed", "allowed"))
-=======
     return Task(
         name="reber",
         kind="classification",
@@ -39,7 +33,6 @@ def reber(train: int = 512, validation: int = 400, test: int = 400, *, seed: int
         test=_split(test, 3 * seed + 2),
         classes=("not allowed", "allowed"),
     )
->>>>>>> 3d6041f5a0b542e0c0edbcc1cfdc702d20ed49d7
 
 
 def allowed(text: str) -> bool:
