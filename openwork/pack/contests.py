@@ -35,7 +35,7 @@ class Contests:
     memory: Memory | None
 
     def linear(
-        self, name: str, layer: nn.Linear, sizes: Sequence[int], after: Behind, weight_dtype: torch.dtype
+        self, name: str, layer: nn.Module, sizes: Sequence[int], after: Behind, weight_dtype: torch.dtype
     ) -> tuple[Chosen, list[Decision]]:
         """The fastest layout of a linear layer for each size of batch."""
         activation = layer.activation if isinstance(layer, (PackedLinear, DenseLinear)) else after.kind

@@ -13,7 +13,8 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense, TorchDense
 from openwork.layouts.layout import PRECISIONS, Layout, layouts
 from openwork.layouts.linear import SparseLinear
-from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear, fixed_bias
+from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear
+from openwork.layouts.packed_conv1d import PackedConv1D, connections_of_conv1d, is_conv1d
 from openwork.pack.choice import Trial, density_step
 from openwork.timing import Latency
 
@@ -79,8 +80,11 @@ def contest(
     return LinearTrial(topology, values, batch, weight_dtype).contest(seconds)
 
 
-def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
-    """What a layer keeps; of a dense one, whatever is not zero."""
+def connections_of(layer: nn.Module) -> tuple[CSR, Tensor]:
+    """What a linear layer keeps; of a dense one, whatever is not zero."""
+    if is_conv1d(layer):
+        return connections_of_conv1d(layer)[:2]
+    assert isinstance(layer, nn.Linear)
     if isinstance(layer, SparseLinear):
         return layer.topology, layer.weight_values.detach()
     weight = layer.weight.detach()
@@ -101,7 +105,7 @@ class Chosen:
         by_batch: the layout for each size of batch.
     """
 
-    layer: nn.Linear
+    layer: nn.Module
     activation: str
     weight_dtype: torch.dtype
     topology: CSR
@@ -111,11 +115,16 @@ class Chosen:
     @property
     def bias(self) -> Tensor | None:
         """Its bias without history."""
-        return fixed_bias(self.layer)
+        bias = self.layer._parameters["bias"]
+        return None if bias is None else bias.detach()
 
     def packed(self) -> nn.Module:
         """The layer that takes its place; itself where nothing is faster."""
         layer = self.layer
+        if is_conv1d(layer):
+            plain = all(type(held) is TorchDense for held in self.by_batch.values())
+            return layer if plain else PackedConv1D.pack(layer, self.by_batch)
+        assert isinstance(layer, nn.Linear)
         if any(not isinstance(held, Dense) for held in self.by_batch.values()):
             return PackedLinear.pack(self.topology, self.values, self.bias, self.by_batch, self.activation)
         dense = {batch: held for batch, held in self.by_batch.items() if isinstance(held, Dense)}
