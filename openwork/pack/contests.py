@@ -42,7 +42,7 @@ class Contests:
         chosen = Chosen(layer, activation, weight_dtype, *connections_of(layer))
         told = []
         for batch in sizes:
-            trial = LinearTrial(chosen.topology, chosen.values, batch, weight_dtype)
+            trial = LinearTrial(chosen.topology, chosen.values, batch, weight_dtype, activation)
             chosen.by_batch[batch], decision = choose(name, trial, self.seconds, self.memory)
             told.append(decision)
         return chosen, told
@@ -58,7 +58,7 @@ class Contests:
         chosen: dict[Size, ConvLayout] = {}
         told = []
         for size in sizes:
-            trial = ConvTrial(convolution_of(layer), weights, size)
+            trial = ConvTrial(convolution_of(layer), weights, size, activation)
             chosen[size], decision = choose(name, trial, self.seconds, self.memory)
             told.append(decision)
         return packed_conv(layer, chosen, activation, taken), told

@@ -20,14 +20,20 @@ from openwork.timing import Latency
 
 
 class LinearTrial(Trial[Layout]):
-    """A weight ``[out, in]`` with ``batch`` rows of inputs.
+    """A weight ``[out, in]`` with ``batch`` rows of inputs, and the activation behind it: most layouts compute both in one pass.
 
     Layouts take part that hold weights at least as finely as the coarser of ``weight_dtype`` and the dtype they have.
     """
 
     def __init__(
-        self, topology: CSR, values: Tensor, batch: int, weight_dtype: torch.dtype = torch.float32
+        self,
+        topology: CSR,
+        values: Tensor,
+        batch: int,
+        weight_dtype: torch.dtype = torch.float32,
+        activation: str = "none",
     ) -> None:
+        self.activation = activation
         self.topology, self.shape, self.batch, self.values = topology, topology.shape, batch, values
         coarsest = max(values.dtype, weight_dtype, key=PRECISIONS.index)
         suited = [cls for cls in layouts(coarsest) if cls.unsuited(topology, values, batch) is None]
@@ -46,6 +52,7 @@ class LinearTrial(Trial[Layout]):
             density_step(self.topology),
             self.batch,
             str(self.values.dtype),
+            self.activation,
             list(self.suited),
         ]
         return json.dumps(parts, separators=(",", ":"))
@@ -54,12 +61,11 @@ class LinearTrial(Trial[Layout]):
         return self.suited[form].build(self.topology, self.values, self.batch)
 
     def call(self, held: Layout) -> Callable[[], object]:
-        x = self.x
+        x, activation = self.x, self.activation
         if type(held) is TorchDense:  # that is what a layer does that is not packed: without a dispatch
-            weight = held.weight
-            return lambda: nn.functional.linear(x, weight)
+            return lambda: held.linear(x, None, activation)
         dispatch = Dispatch({self.batch: held}, self.shape[1])
-        return lambda: dispatch(x, None, "none")
+        return lambda: dispatch(x, None, activation)
 
 
 def contest(
