@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from openwork.connections.stored import TILE
-from openwork.kernels.conv import conv_index_bytes
+from openwork.kernels.conv_index import conv_index_bytes
 from openwork.kernels.index import TILE_WIDTH
 from openwork.kernels.index import index_bytes as linear_index_bytes
 from openwork.kernels.ranking import AT_ONCE, CANDIDATE_BYTES
