@@ -28,6 +28,7 @@ _PUBLIC = {
     "plan": ["Plan", "plan"],
     "memory": ["Memory", "training_memory"],
     "method": ["Method"],
+    "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
@@ -195,6 +196,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layer_allocation import OWL as OWL
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
+    from openwork.layouts.chain import chain_ as chain_
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
