@@ -29,6 +29,7 @@ _PUBLIC = {
     "plan": ["Plan", "plan"],
     "memory": ["Memory", "training_memory"],
     "method": ["Method"],
+    "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
@@ -238,6 +239,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
     from openwork.layer_allocation import Fluctuation as Fluctuation
     from openwork.layer_allocation import Redundancy as Redundancy
+    from openwork.layouts.chain import chain_ as chain_
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
