@@ -23,7 +23,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
-    "layer_allocation": ["OWL", "AlphaPruning"],
+    "layer_allocation": ["OWL", "AlphaPruning", "Fluctuation", "Redundancy"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -63,6 +63,7 @@ _PUBLIC = {
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
     "calibrate.refit": ["Refit"],
+    "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
@@ -96,11 +97,14 @@ _PUBLIC = {
     "train.gse": ["GSE"],
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
+    "train.movement": ["Movement"],
     "train.pgf_nm": ["PGF"],
+    "train.pst": ["PST"],
     "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
+    "train.soft_movement": ["SoftMovement"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
     "train.ssvi": ["SSVI"],
@@ -108,6 +112,11 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "files.delta": ["add_delta_", "save_delta"],
+    "merger": ["Merged", "merge_"],
+    "merging.dare": ["DARE"],
+    "merging.task_arithmetic": ["TaskArithmetic"],
+    "merging.ties": ["TIES"],
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
@@ -162,6 +171,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
     from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant
@@ -190,6 +200,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.files.delta import add_delta_ as add_delta_
+    from openwork.files.delta import save_delta as save_delta
     from openwork.finetune.lora import Adapters as Adapters
     from openwork.finetune.lora import LoRA as LoRA
     from openwork.finetune.lora import adapt_ as adapt_
@@ -204,6 +216,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layer_allocation import OWL as OWL
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
+    from openwork.layer_allocation import Fluctuation as Fluctuation
+    from openwork.layer_allocation import Redundancy as Redundancy
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR
@@ -215,6 +229,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
+    from openwork.merger import Merged as Merged
+    from openwork.merger import merge_ as merge_
+    from openwork.merging.dare import DARE as DARE
+    from openwork.merging.task_arithmetic import TaskArithmetic as TaskArithmetic
+    from openwork.merging.ties import TIES as TIES
     from openwork.method import Method as Method
     from openwork.pack import Decisions as Decisions
     from openwork.pack import pack_ as pack_
@@ -282,11 +301,14 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
+    from openwork.train.movement import Movement as Movement
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.pst import PST as PST
     from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
+    from openwork.train.soft_movement import SoftMovement as SoftMovement
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
     from openwork.train.ssvi import SSVI as SSVI

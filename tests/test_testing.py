@@ -17,6 +17,7 @@ from openwork.calibrator.migrating import Migrating
 from openwork.factor.monarch import Monarch
 from openwork.growth import Gradient
 from openwork.layouts.monarch import MonarchLinear
+from openwork.merger import Merging
 from openwork.method import Method, registry
 from openwork.patterns import NM, Block, FanIn
 from openwork.prune.magnitude import Magnitude
@@ -28,8 +29,9 @@ from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
 
-APART = (LoRC, LayerDrop, Migrating)
-"""Methods that put something beside layers, move scale between them, or drop whole blocks: they make their own promises."""
+APART = (LoRC, LayerDrop, Migrating, Merging)
+"""Methods that put something beside layers, move scale between them, drop whole blocks, or merge models: they make their own
+promises."""
 
 CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART)}
 """Methods that choose connections, work with those that are kept, or give layers another form."""

@@ -10,6 +10,7 @@
 //
 // An output is computed by one thread, in an order that depends on the level alone: not on the number of threads or samples.
 #include "activation.h"
+#include "padded.h"
 #include "scratch.h"
 #include "shares.h"
 #include "tiles.h"
@@ -116,20 +117,17 @@ struct Job {
   Activation activation;
   int threads;
 
-  // Floats from one sample to the next: whole groups.
-  std::int64_t stride() const { return (inputs + group_inputs - 1) / group_inputs * group_inputs; }
-
   // Rows [first, first + lanes) for `samples` samples.
   template <int samples, class Weight>
   void rows(const Weight& weight, std::int64_t first, const float* scales, const float* offsets, const float* in,
-            float* out) const {
+            std::int64_t stride, float* out) const {
     const std::int64_t count = smaller(lanes, outputs - first);
     Vec sum[samples][lanes];
     for (int i = 0; i < lanes; ++i) {
       Vec total[samples] = {};
       if (i < count) {
         const std::int64_t before = weight.end[first + i] - weight.end[first];
-        weight.template multiply<samples>(first + i, scales + before, offsets + before, in, stride(), total);
+        weight.template multiply<samples>(first + i, scales + before, offsets + before, in, stride, total);
       }
       OPENWORK_UNROLL
       for (int s = 0; s < samples; ++s) sum[s][i] = total[s];
@@ -145,20 +143,10 @@ struct Job {
 
   template <class Weight>
   void run(const Weight& weight) const {
-    const bool whole = inputs == stride();
-    float* packed = whole ? nullptr : scratch<float>(Scratch::shared, batch * stride());
+    const Padded padded = Padded::of(x, batch, inputs, group_inputs);
 #pragma omp parallel num_threads(threads)
     {
-      if (!whole) {
-#pragma omp for schedule(static)
-        for (std::int64_t sample = 0; sample < batch; ++sample) {
-          float* to = packed + sample * stride();
-          std::memset(to + stride() - group_inputs, 0, group_inputs * sizeof(float));
-          std::memcpy(to, x + sample * inputs, static_cast<std::size_t>(inputs) * sizeof(float));
-        }
-      }
-      const float* from = whole ? x : packed;
-
+      padded.fill();
 #pragma omp for schedule(static, 1)
       for (int share = 0; share < threads; ++share) {
         const auto boundary = [&](int s) {
@@ -170,15 +158,9 @@ struct Job {
           float* scales = scratch<float>(Scratch::own, 2 * (stop - begin + lanes));
           float* offsets = scales + (stop - begin + lanes);
           weight.prepare(begin, stop, scales, offsets);
-          std::int64_t s = 0;
-          const auto step = [&](auto samples) __attribute__((always_inline)) {
-            for (; s + samples <= batch; s += samples)
-              rows<samples>(weight, first, scales, offsets, from + s * stride(), y + s * outputs);
-          };
-          if constexpr (most_samples >= 8) step(std::integral_constant<int, 8>{});
-          if constexpr (most_samples >= 4) step(std::integral_constant<int, 4>{});
-          step(std::integral_constant<int, 2>{});
-          step(std::integral_constant<int, 1>{});
+          in_portions<most_samples>(batch, [&](auto samples, std::int64_t s) __attribute__((always_inline)) {
+            rows<samples>(weight, first, scales, offsets, padded.sample(s), padded.stride, y + s * outputs);
+          });
         }
       }
     }

@@ -13,6 +13,7 @@ from openwork.durable import FileError
 from openwork.files.container import Container, opened
 from openwork.files.filling import check_fit, fill
 from openwork.files.header import DTYPES, Entry, Header, array_digest, nearest, read_header
+from openwork.files.stubs import found_stubs
 from openwork.layouts.stored import Stored, arrays
 
 Path = str | os.PathLike[str]
@@ -107,8 +108,9 @@ def read_layout(container: Container) -> Header:
             raise FileError(f"{where}: {key} must be {dtype} {list(shape)}, not {found_dtype} {list(found)}")
         if key not in header.sha256:
             raise FileError(f"{where}: no SHA-256 is given for {key}")
+    known = expected.keys() | found_stubs(header, container)
     for key in [*container.arrays, *header.sha256]:
-        if key not in expected:
+        if key not in known:
             raise FileError(f"{where}: the array {key} belongs to no tensor{nearest(key, expected)}")
     return header
 

@@ -48,8 +48,8 @@ class ConvTrial(Trial[ConvLayout]):
     def hold(self, form: str) -> ConvLayout:
         return self.suited[form].build(self.convolution, self.topology, self.values, self.size)
 
-    def call(self, form: str) -> Callable[[], object]:
-        held, x, bias = self.hold(form), self.x, self.bias
+    def call(self, held: ConvLayout) -> Callable[[], object]:
+        x, bias = self.x, self.bias
         return lambda: held.conv(x, bias, "none")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +52,12 @@ class LinearTrial(Trial[Layout]):
     def hold(self, form: str) -> Layout:
         return self.suited[form].build(self.topology, self.values, self.batch)
 
-    def call(self, form: str) -> Callable[[], object]:
+    def call(self, held: Layout) -> Callable[[], object]:
         x = self.x
-        if form == TorchDense.name:  # that is what a layer does that is not packed: without a dispatch
-            weight = self.topology.dense(self.values)
+        if type(held) is TorchDense:  # that is what a layer does that is not packed: without a dispatch
+            weight = held.weight
             return lambda: nn.functional.linear(x, weight)
-        dispatch = Dispatch({self.batch: self.hold(form)}, self.shape[1])
+        dispatch = Dispatch({self.batch: held}, self.shape[1])
         return lambda: dispatch(x, None, "none")
 
 
@@ -87,14 +88,39 @@ def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
     return CSR.from_mask(mask), weight[mask]
 
 
-def packed_linear(layer: nn.Linear, chosen: dict[int, Layout], activation: str) -> nn.Module:
-    """The layer that takes the place of ``layer``; itself where nothing is faster."""
-    if any(not isinstance(held, Dense) for held in chosen.values()):
-        topology, values = connections_of(layer)
-        return PackedLinear.pack(topology, values, fixed_bias(layer), chosen, activation)
-    dense = {batch: held for batch, held in chosen.items() if isinstance(held, Dense)}
-    if isinstance(layer, SparseLinear):
-        return DenseLinear.pack(layer.to_linear(), dense, activation)
-    if all(type(held) is TorchDense for held in dense.values()):
-        return layer
-    return DenseLinear.pack(layer, dense, activation)
+@dataclass
+class Chosen:
+    """A linear layer and the layouts chosen for it.
+
+    Attributes:
+        layer: what was there.
+        activation: what is applied to its outputs.
+        weight_dtype: the coarsest that its weights may be rounded to.
+        topology: its connections.
+        values: its kept weights.
+        by_batch: the layout for each size of batch.
+    """
+
+    layer: nn.Linear
+    activation: str
+    weight_dtype: torch.dtype
+    topology: CSR
+    values: Tensor
+    by_batch: dict[int, Layout] = field(default_factory=dict)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its bias without history."""
+        return fixed_bias(self.layer)
+
+    def packed(self) -> nn.Module:
+        """The layer that takes its place; itself where nothing is faster."""
+        layer = self.layer
+        if any(not isinstance(held, Dense) for held in self.by_batch.values()):
+            return PackedLinear.pack(self.topology, self.values, self.bias, self.by_batch, self.activation)
+        dense = {batch: held for batch, held in self.by_batch.items() if isinstance(held, Dense)}
+        if isinstance(layer, SparseLinear):
+            return DenseLinear.pack(layer.to_linear(), dense, self.activation)
+        if all(type(held) is TorchDense for held in dense.values()):
+            return layer
+        return DenseLinear.pack(layer, dense, self.activation)

@@ -15,12 +15,16 @@ from openwork.testing.promises import PROMISES
 from openwork.testing.registry import BrokenPromise
 from openwork.testing.trial import SHORT, Trial
 
+SAID = frozenset({"is registered and documented", "is a value", "record is plain data"})
+"""Promises about what a method says of itself (:mod:`openwork.testing.promises.description`): they hold for every method."""
+
 
 def check_method(cls: type[Method], only: Collection[str] | None = None, /, **options: Any) -> None:
     """Put a method through every check.
 
     Args:
-        cls: a registered method that works in training, prunes at once, calibrates, or restructures layers.
+        cls: a registered method that works in training, prunes at once, calibrates, or restructures layers; of any other, what it
+            says of itself can be checked (:data:`SAID`).
         only: names of the promises to check; by default all of :func:`checks` that such a method makes.
         options: options of the method. Short schedules are filled in, see :data:`SHORT`.
 
@@ -33,7 +37,8 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
         raise ValueError(
             f"no promise is called {', '.join(sorted(unknown))}; there are {', '.join(PROMISES)}"
         )
-    if not issubclass(cls, (Training, Pruning, Calibrated, BlockCalibrated, ModelCalibrated, Restructuring)):
+    carried_out = (Training, Pruning, Calibrated, BlockCalibrated, ModelCalibrated, Restructuring)
+    if not issubclass(cls, carried_out) and not (only and set(only) <= SAID):
         raise TypeError(
             f"{cls.__name__} is neither a Training nor a Pruning nor a Calibrated method nor a Restructuring: there is no verb "
             "to check it with"

@@ -92,6 +92,17 @@ def test_packing_for_real_is_right_and_says_what_it_did() -> None:
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("form", ["csr pixels", "dense onednn"])
+def test_packing_again_packs_what_was_packed(form, monkeypatch) -> None:
+    prefer(monkeypatch, form, "csr pixels")
+    model, x = residual(), torch.randn(2, 4, 8, 8)
+    expected = model(x).detach()
+    for _ in range(3):
+        pack_(model, x, cache=False)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_state_that_is_loaded_later_is_computed_with(monkeypatch) -> None:
     prefer(monkeypatch, "csr pixels")
     model, other, x = residual(), residual(0.5), torch.randn(2, 4, 8, 8)

@@ -1,0 +1,1 @@
+"""Several fine-tuned models in one, or one as its base and a thin delta: a method a page."""
