@@ -137,7 +137,7 @@ def upscaled(task, method, learning_rate):
 
 
 def test_super_resolution_of_digits():
-    """At equal learning rate the expanded network is ahead by most of a decibel; against the plain one at its own best rate, twice
+    """At equal learning rate the expanded network is ahead by most of a decibel; against the plain one at its best rate, twice
     as large, a tenth is left. The figures of this run."""
     task = digits()
     found = [
