@@ -163,9 +163,7 @@ class Plan:
 
 def collapse(name: str) -> str:
     """What to say of a parameter without a connection."""
-    return (
-        f"{name} keeps no connection, so nothing passes it: ask for less sparsity, exclude it, or choose another allocation"
-    )
+    return f"{name} keeps no connection, so nothing passes it: ask for less sparsity, exclude it, or choose another allocation"
 
 
 def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None = None) -> Plan:
