@@ -226,15 +226,11 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
             continue
         wanted = fixed.get(w.name, counts.get(w.name, size))
         as_it_is = w.name in fixed and (w.stored or method.reads_zeros)
-        kept = wanted if as_it_is else chosen.legal_kept(w.shape, wanted)
+        own = chosen if as_it_is else chosen.settled(w.shape, wanted)
+        kept = wanted if as_it_is else own.legal_kept(w.shape, wanted)
         rows.append(
             Row(
-                w,
-                chosen,
-                kept,
-                _why(w, method, kept, size, w.name in fixed),
-                sparse=True,
-                fixed=w.name in fixed,
+                w, own, kept, _why(w, method, kept, size, w.name in fixed), sparse=True, fixed=w.name in fixed
             )
         )
     return Plan(method, tuple(rows))

@@ -1,6 +1,8 @@
 """Models go out as folders and come back with the same bits, dense or sparse."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,6 +81,26 @@ def test_a_sparse_folder_comes_back_with_the_same_bits(family, tmp_path):
     assert not any(isinstance(m, SparseLinear) for m in dense.modules())
     assert torch.equal(outputs(dense), expected)
     assert torch.equal(outputs(again.dequantize()), expected)
+
+
+def test_transformers_alone_refuses_a_sparse_folder(tmp_path):
+    for family, build in FAMILIES.items():
+        model = build()
+        save(model, tmp_path / family, storage="sparse", masks=pruned(model))
+    alone = """
+import sys, transformers
+for folder in sys.argv[1:]:
+    architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    try:
+        getattr(transformers, architecture).from_pretrained(folder)
+    except RuntimeError as error:
+        assert "mismatched" in str(error), error
+    else:
+        sys.exit(f"{folder} was loaded")
+assert "openwork" not in sys.modules
+"""
+    folders = [str(tmp_path / family) for family in FAMILIES]
+    assert subprocess.run([sys.executable, "-c", alone, *folders], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
