@@ -19,7 +19,7 @@ from openwork.quantization.codes import pack, unpack
 from openwork.quantization.grids import SCALES
 from openwork.quantization.two_level import TwoLevel
 
-MOST_SAMPLES = 256
+MOST_SAMPLES = 512
 """Up to so many samples, decoding in the kernel for each of them is faster than decoding once for a dense product."""
 
 OUTLIERS = ("outlier_values", "outlier_crow", "outlier_col")
@@ -195,7 +195,7 @@ class QuantizedLinear(CodedLinear):
         )
         if few and self.computes_from_codes:
             bias = None if self.bias is None else self.bias.float()
-            return kernel.group_int4_linear(x.float(), self._in_groups(), bias).to(x.dtype)
+            return self._in_groups().linear(x.float(), bias).to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
