@@ -29,6 +29,7 @@ _PUBLIC = {
     "plan": ["Plan", "plan"],
     "memory": ["Memory", "training_memory"],
     "method": ["Method"],
+    "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
@@ -143,6 +144,7 @@ _PUBLIC = {
     "factor.decompose": ["Decompose"],
     "factor.maestro": ["Maestro", "at_ranks"],
     "factor.trp": ["TRP"],
+    "factor.collapsible": ["Collapsible"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
@@ -196,6 +198,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrator.scales import tune_scales_ as tune_scales_
     from openwork.calibrator.storage import to_quantized_ as to_quantized_
     from openwork.calibrator.windows import reconstruct_ as reconstruct_
+    from openwork.factor.collapsible import Collapsible as Collapsible
     from openwork.factor.decompose import Decompose as Decompose
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
@@ -238,6 +241,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
     from openwork.layer_allocation import Fluctuation as Fluctuation
     from openwork.layer_allocation import Redundancy as Redundancy
+    from openwork.layouts.chain import chain_ as chain_
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from openwork.layouts.collapsible import CollapsibleConv2d
 from openwork.layouts.structured import StructuredLinear
 from openwork.method import Method
 from openwork.plan import plan, unwrapped
@@ -154,7 +155,7 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
 
 @torch.no_grad()
 def _error(weight: Tensor, form: nn.Module) -> float | None:
-    if not isinstance(form, StructuredLinear):
+    if not isinstance(form, (StructuredLinear, CollapsibleConv2d)):
         return None
     least = torch.finfo(weight.dtype).tiny
     return float((form.dense() - weight).norm() / weight.norm().clamp(min=least))

@@ -6,6 +6,7 @@ is its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -55,7 +56,10 @@ def strongest(
 
 
 def best(
-    plan: Plan, scores: Mapping[str, Tensor], kept_now: Callable[[int, int], int] = final_count
+    plan: Plan,
+    scores: Mapping[str, Tensor],
+    kept_now: Callable[[int, int], int] = final_count,
+    within: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The connections of highest score wherever they are, active or not, split by the allocation of the plan's method.
 
@@ -63,20 +67,24 @@ def best(
         plan: parameters, patterns and final counts.
         scores: ``[out, in, *kernel]`` of every parameter of the plan, by name; higher = keep.
         kept_now: as in :func:`strongest`.
+        within: masks ``[out, in, *kernel]`` by name, outside of which none is chosen; then at most as many as they have.
 
     Returns:
         Parameter name -> sorted positions. Counts are exact, ties included.
     """
     rows = [row for row in plan.sparse if not row.fixed]
     size = sum(row.numel for row in rows)
-    total = kept_now(size, wanted_total(plan.method, size)) if size else 0
+    caps = {row.name: row.numel if within is None else int(within[row.name].sum()) for row in plan.sparse}
+    room = [caps[row.name] for row in rows]
+    total = min(kept_now(size, wanted_total(plan.method, size)) if size else 0, sum(room))
     counts = allocation(plan.method.allocation).counts(
         [row.shape for row in rows], total, [scores[row.name] for row in rows]
     )
-    wanted = dict(zip((row.name for row in rows), counts, strict=True))
-    return {
-        row.name: where(
-            row.pattern.choose(scores[row.name], wanted.get(row.name, kept_now(row.numel, row.kept)))
-        )
-        for row in plan.sparse
-    }
+    wanted = dict(zip((row.name for row in rows), exact_counts(counts, room, total), strict=True))
+    found = {}
+    for row in plan.sparse:
+        kept = min(wanted.get(row.name, kept_now(row.numel, row.kept)), caps[row.name])
+        score = scores[row.name]
+        ranked = score if within is None else score.masked_fill(~within[row.name], -math.inf)
+        found[row.name] = where(row.pattern.choose(ranked, kept))
+    return found

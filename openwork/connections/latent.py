@@ -55,11 +55,8 @@ class LatentConnections(MaskedConnections):
     def frozen(self) -> Tensor:
         return self.asleep
 
-    def strongest_latent(
-        self, kept: int, pattern: Pattern | None = None, *, of_active: bool = False
-    ) -> Tensor:
-        """Sorted positions of the legal mask of largest ``|theta|`` (of another pattern, if one is given; of the active weights
-        alone, if so asked).
+    def strongest_latent(self, kept: int, pattern: Pattern | None = None) -> Tensor:
+        """Sorted positions of the legal mask of largest ``|theta|`` (of another pattern, if one is given).
 
         Raises:
             FloatingPointError: a latent weight is NaN or infinite.
@@ -67,8 +64,6 @@ class LatentConnections(MaskedConnections):
         if not bool(self.latent.isfinite().all()):
             raise FloatingPointError(f"the latent weights of {self.name} hold NaN or infinity")
         strength = self.weight.oriented(self.latent).abs()
-        if of_active:
-            strength = strength.masked_fill(~self.mask, -1.0)
         return where((pattern or self.pattern).choose(strength, kept))
 
     def sleep(self, awake: Tensor) -> None:

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openwork.allocation import Allocation, allocation
+from openwork.allocation import Allocation
 from openwork.connections import LatentConnections
 from openwork.method import check_fraction, method
 from openwork.patterns import Pattern, top_k
 from openwork.plan import Row, wanted_total
-from openwork.positions import where
+from openwork.selection import best
 from openwork.sparsifier import Sparsifier
 from openwork.train.dnw import DNW
 
@@ -122,7 +122,7 @@ class GrowSCS(DNW):
             for row, c in pairs:
                 self._draw(sparsifier, row, c)
             return
-        chosen = self._final(sparsifier, pairs)
+        chosen = self._final(sparsifier)
         for row, c in pairs:
             p = self._likely(sparsifier, row)
             c.gate(p)
@@ -152,23 +152,13 @@ class GrowSCS(DNW):
         sparsifier.state[f"drawn {row.name}"] = drawn
         c.gate(drawn * p)
 
-    def _final(self, sparsifier: Sparsifier, pairs: list[tuple[Row, LatentConnections]]) -> dict[str, Tensor]:
+    def _final(self, sparsifier: Sparsifier) -> dict[str, Tensor]:
         ranked = {}
-        for row, _ in pairs:
+        for row, c in self.latents(sparsifier):
             grid, logit = row.pattern.grid(row.shape), sparsifier.state[f"logit {row.name}"]
-            ranked[row.name] = grid.unview(logit.unsqueeze(-1).expand(-1, -1, grid.atom), row.shape)
-        rows = [row for row, _ in pairs if not row.fixed]
-        total = wanted_total(self, sum(row.numel for row in rows)) if rows else 0
-        counts = allocation(self.allocation).counts(
-            [row.shape for row in rows], total, [ranked[row.name] for row in rows]
-        )
-        wanted = {row.name: row.kept for row, _ in pairs} | dict(
-            zip((row.name for row in rows), counts, strict=True)
-        )
-        return {
-            row.name: where(row.pattern.choose(ranked[row.name], wanted[row.name])).to(c.device)
-            for row, c in pairs
-        }
+            spread = grid.unview(logit.unsqueeze(-1).expand(-1, -1, grid.atom), row.shape)
+            ranked[row.name] = spread.to(c.device)
+        return best(sparsifier.plan, ranked)
 
     def _heat(self, sparsifier: Sparsifier, row: Row) -> Tensor:
         worked = sparsifier.state[f"work {row.name}"].double()

@@ -11,12 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openwork.allocation import Allocation, Global, allocation, exact_counts
+from openwork.allocation import Allocation, Global, allocation
 from openwork.connections import Connections, LatentConnections
 from openwork.method import Method, check_fraction, method
 from openwork.plan import Row, wanted_total
 from openwork.positions import where
 from openwork.schedules import Polynomial
+from openwork.selection import best
 from openwork.sparsifier import Sparsifier, Training
 from openwork.train.deep_r import learning_rate
 from openwork.train.dnw import DNW
@@ -121,20 +122,13 @@ class STR(DNW):
             for _, c in pairs:
                 c.shrink(_sigmoid(float(sparsifier.state[f"s {c.name}"][0])))
             return
-        free, total = self._shared(pairs, 1.0)
-        margins = [c.weight.oriented(c.latent).abs() - c.threshold for _, c in free]
-        for (row, _), margin in zip(free, margins, strict=True):
+        margins = {row.name: c.weight.oriented(c.latent).abs() - c.threshold for row, c in pairs}
+        for name, margin in margins.items():
             if not bool(margin.isfinite().all()):
-                raise FloatingPointError(f"the latent weights of {row.name} hold NaN or infinity")
-        caps = [c.kept for _, c in free]
-        total = min(total, sum(caps))
-        split = exact_counts(list(self._split(free, total, margins).values()), caps, total)
-        wanted = dict(zip((row.name for row, _ in free), split, strict=True))
-        chosen = [
-            (c, c.strongest_latent(min(wanted.get(row.name, row.kept), c.kept), of_active=True))
-            for row, c in pairs
-        ]
-        for c, positions in chosen:
+                raise FloatingPointError(f"the latent weights of {name} hold NaN or infinity")
+        chosen = best(sparsifier.plan, margins, within={row.name: c.mask for row, c in pairs})
+        for row, c in pairs:
+            positions = chosen[row.name]
             c.write(c.positions, c.values)  # what was seen is what the weights are from now on
             c.shrink(0.0)
             c.replace(positions)
