@@ -26,7 +26,7 @@ _PUBLIC = {
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
-    "memory": ["Memory", "training_memory"],
+    "memory": ["Memory", "keep_freed_memory", "training_memory"],
     "method": ["Method"],
     "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
@@ -207,6 +207,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
+    from openwork.memory import keep_freed_memory as keep_freed_memory
     from openwork.memory import training_memory as training_memory
     from openwork.method import Method as Method
     from openwork.pack import Decisions as Decisions

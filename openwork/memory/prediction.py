@@ -177,6 +177,10 @@ def _bytes(
                 of_chains = max(of_chains, 4 * batch * (row.shape[0] + row.numel // row.shape[0]) + 4 * count)
             if rewires:
                 looked = _looked_through(min(row.numel, TILE), count, p.itemsize) if needs else 0
+                if isinstance(
+                    row.weight.module, nn.Conv2d
+                ):  # its dense gradient is made from reordered images
+                    looked += batch * seen.passed.get(id(row.weight.module), 0)
                 update, waiting = max(update, looked, _REWIRED * count), waiting + _POSITION * count
         elif row is not None and form != "dense":
             indices += row.numel + 8 * row.kept
