@@ -5,22 +5,30 @@ correlation with people on the test part of the STS benchmark; and a small GPT t
 perplexity on the test part. Calibration data is of the training parts. Nothing is chosen by the test parts.
 
 - `cells`: method x pattern -> quality, seconds of calibration, most memory held meanwhile;
-- `errors`: for one and the same mask, the error of every layer's outputs with no update, SparseGPT's sweep, conjugate gradients,
-  and the exact optimum, on the damped Gram matrix that all of them minimise; layers out of order are named;
-- `repair`: mask swaps, bias correction and PERP after magnitude and Wanda.
+- `repair`: mask swaps, bias correction, scales and PERP after magnitude and Wanda at 60 and 70 %;
+- `variants`: allocations, orders of channels, rounding in the same sweep;
+- `quantise`: fewer bits a weight, alone and with zeros;
+- `errors`: for one and the same mask, the error of every layer's outputs with no update, SparseGPT's sweep, ADMM and conjugate
+  gradients to convergence, and the exact optimum, on the damped Gram matrix that all of them minimise; and for three masks, the
+  error of magnitude, Wanda and SparseGPT. Layers out of order are named;
+- `streams`: what repairs do to the mean of what flows between blocks, and to what varies around it.
 
-    python benchmarks/calibrate.py [--model minilm|gpt] [--part cells|errors|repair] [--methods ...] [--patterns ...] [--out FILE]
+    python benchmarks/calibrate.py [--model gpt] [--part repair] [--methods wanda] [--patterns 2:4] [--out FILE]
 
-Cells are added to FILE, and replaced where they are there already.
+Cells are added to FILE, and those that are there already are not measured again. Each is measured in a process of its own, on one
+thread: seconds are of that thread's work, so that neighbours on the machine hardly count, and memory is what the process held at
+most beyond the model and its data.
 """
 
 import argparse
 import copy
 import importlib.util
 import json
+import multiprocessing
 import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -28,14 +36,21 @@ from typing import ClassVar
 import torch
 
 import openwork as ow
+from openwork.blocks import stacks
 from openwork.calibrator import Calibrated, Layer, Solution
+from openwork.calibrator.batches import Batches
+from openwork.calibrator.storage import to_quantized_
 from openwork.compare.machine import machine
 from openwork.durable import replacing
+from openwork.patterns import Unstructured
 from openwork.quality import perplexity, read_pairs, similarity
+from openwork.quantization import IntegerGrid
+from openwork.reconstruction.admm import admm
 from openwork.reconstruction.gradient import conjugate_gradients
 from openwork.reconstruction.hessian import damped, layer_error
 from openwork.reconstruction.least_squares import least_squares
 from openwork.reconstruction.sweep import sweep
+from openwork.scores import run
 from openwork.tasks.gpt import gpt_small
 from openwork.tasks.sources import find, folders
 from openwork.tasks.tiny_shakespeare import tiny_shakespeare
@@ -51,8 +66,59 @@ PATTERNS = {
 }
 
 
+REPAIRS = {
+    "refit": ow.Refit(),
+    "dsnot": ow.DSnoT(),
+    "bias": ow.BiasCorrect(),
+    "rescale": ow.Rescale(),
+    "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=50),
+    "perp": ow.PERPBlocks(steps=50),
+}
+HALF = IntegerGrid(4, scales="float16")
+QUANTISED: dict[str, list[ow.Method]] = {
+    "rtn int4 g128": [ow.RTN(grid="int4", group=128)],
+    "gptq int4 g128": [ow.GPTQ(grid="int4", group=128)],
+    "cbq int4 row": [ow.CBQ(grid="int4")],
+    "rtn int3 g128": [ow.RTN(grid="int3", group=128)],
+    "gptq int3 g128": [ow.GPTQ(grid="int3", group=128)],
+    "cbq int3 row": [ow.CBQ(grid="int3")],
+    "spqr int3 g16": [ow.SpQR()],
+    "gqsa 50 %": [ow.GQSA(sparsity=0.5)],
+    "gqsa 50 %, gptq": [ow.GQSA(sparsity=0.5), ow.GPTQ(grid=HALF, group=16)],
+    "gqsa 50 %, gptq, straight through": [
+        ow.GQSA(sparsity=0.5),
+        ow.GPTQ(grid=HALF, group=16),
+        ow.StraightThrough(),
+    ],
+    "sparsegpt 50 %, gptq int4 g128": [ow.SparseGPT(sparsity=0.5), ow.GPTQ(grid="int4", group=128)],
+    "sparsegpt 2:4, gptq int4 g128": [
+        ow.SparseGPT(sparsity=0.5, pattern="2:4"),
+        ow.GPTQ(grid="int4", group=128),
+    ],
+}
+VARIANTS: dict[str, list[ow.Method]] = {
+    "wanda 70 %, shares of rows": [ow.Wanda(sparsity=0.7, pattern="unstructured", shares=True)],
+    "wanda 70 %, OWL": [ow.Wanda(sparsity=0.7, allocation=ow.OWL())],
+    "wanda 70 %, AlphaPruning": [ow.Wanda(sparsity=0.7, allocation=ow.AlphaPruning())],
+    "wanda 70 %, ALS": [ow.Wanda(sparsity=0.7, allocation=ow.Redundancy())],
+    "sparsegpt 70 %, OWL": [ow.SparseGPT(sparsity=0.7, allocation=ow.OWL())],
+    "sparsegpt n:8, OWL": [
+        ow.SparseGPT(sparsity=0.5, pattern="n:8", allocation=ow.OWL(threshold=6, reach=0.125))
+    ],
+    "ria 2:4, permuted": [ow.PermuteChannels(), ow.RIA(sparsity=0.5, pattern="2:4")],
+    "sparsegpt 2:4, permuted": [ow.PermuteChannels(), ow.SparseGPT(sparsity=0.5, pattern="2:4")],
+    "flap 20 %, uniform": [ow.FLAP(sparsity=0.2)],
+    "flap 20 %, together": [ow.FLAP(sparsity=0.2, allocation=ow.Fluctuation())],
+    "sparsegpt 50 % with int4 row in one sweep": [ow.SparseGPT(sparsity=0.5, grid="int4")],
+    "sparsegpt 50 %, gptq int4 row": [ow.SparseGPT(sparsity=0.5), ow.GPTQ(grid="int4", group="row")],
+}
+RECIPES = {**QUANTISED, **VARIANTS}
+
+
 def stages(name: str, sparsity: float, pattern: str | None, exclude: tuple[str, ...]) -> list[ow.Method]:
     """The recipe of a cell."""
+    if name in RECIPES:
+        return [replace(stage, exclude=exclude) for stage in RECIPES[name]]
     options = {"sparsity": sparsity, "exclude": exclude, **({"pattern": pattern} if pattern else {})}
     first, *others = name.split("+")
     made = {
@@ -63,14 +129,7 @@ def stages(name: str, sparsity: float, pattern: str | None, exclude: tuple[str, 
         "admm": ow.ADMM,
         "alps": ow.ALPS,
     }[first](**options)
-    repairs = {
-        "refit": ow.Refit(),
-        "dsnot": ow.DSnoT(),
-        "bias": ow.BiasCorrect(),
-        "perp norms": ow.PERPBlocks(train=("bias", "norm"), steps=50),
-        "perp": ow.PERPBlocks(steps=50),
-    }
-    return [made, *(repairs[other] for other in others)]
+    return [made, *(REPAIRS[other] for other in others)]
 
 
 class MiniLM:
@@ -141,6 +200,8 @@ class Cell:
     sparsity: float
     seconds: float
     peak_mib: float
+    bits: float = 32.0
+    """That are held for each weight of the quantised layers, scales, outliers and indices included."""
 
 
 def cell(subject: MiniLM | GPT, part: str, method: str, pattern: str) -> Cell:
@@ -149,22 +210,30 @@ def cell(subject: MiniLM | GPT, part: str, method: str, pattern: str) -> Cell:
         return Cell(subject.name, part, method, "", subject.quality(subject.dense), 0.0, 0.0, 0.0)
     model = copy.deepcopy(subject.dense)
     held = _peak(reset=True)
-    began = time.perf_counter()
+    began = time.process_time()
     recipe = stages(method, *PATTERNS.get(pattern, (0.6, None)), subject.outside)
     done = ow.sparsify_(model, recipe if len(recipe) > 1 else recipe[0], data=subject.data)
-    seconds, peak = time.perf_counter() - began, _peak() - held
+    seconds, peak = time.process_time() - began, _peak() - held
     kept = sum(int(mask.sum()) for mask in done.masks.values())
     size = sum(mask.numel() for mask in done.masks.values())
+    quality = subject.quality(model)
+    bits = _bits(model, done) if method in RECIPES else 32.0
     return Cell(
-        subject.name,
-        part,
-        method,
-        pattern,
-        subject.quality(model),
-        1 - kept / size,
-        round(seconds, 2),
-        round(peak, 1),
+        subject.name, part, method, pattern, quality, 1 - kept / size, round(seconds, 2), round(peak, 1), bits
     )
+
+
+def apart(subject: MiniLM | GPT, *args: str) -> Cell:
+    """:func:`cell` in a process of its own."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(cell, (subject, *args))
+
+
+def _bits(model: torch.nn.Module, done: ow.Calibration) -> float:
+    if not any("quantized" in parts for parts in done.parts.values()):
+        return 32.0
+    made = to_quantized_(model, done).values()
+    return round(8 * sum(m.nbytes for m in made) / sum(m.in_features * m.out_features for m in made), 3)
 
 
 def _peak(*, reset: bool = False) -> float:
@@ -187,11 +256,16 @@ class Errors(Calibrated):
     def solve(self, layer: Layer) -> Solution:
         gram, dense = layer.statistics.gram.double(), layer.dense.double()
         measured = damped(gram, 0.01)
+        whole = replace(layer, weight=layer.dense, mask=torch.ones_like(layer.mask))
+        magnitude = whole.choose(layer.dense.abs())
         solutions = {
             "none": dense * layer.mask,
             "sweep": sweep(layer.dense, layer.inverse_factor(0.01), layer.mask).weight,
-            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=300),
+            "admm": admm(layer.dense, layer.normalized(0.01), layer.mask, steps=100)[0],
+            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=300, tolerance=1e-7),
             "exact": least_squares(layer.dense, gram, layer.mask),
+            "magnitude": dense * magnitude,
+            "sparsegpt": ow.SparseGPT().solve(replace(whole, pattern=Unstructured())).weight,
         }
         norm = float(layer_error(dense, measured))
         self.found[layer.name] = {
@@ -199,6 +273,15 @@ class Errors(Calibrated):
             for name, weight in solutions.items()
         }
         return Solution(layer.weight)
+
+
+SAME_MASK = (("exact", "gradients", "sweep", "none"), ("exact", "admm", "sweep", "none"))
+ACROSS = ("sparsegpt", "none", "magnitude")
+"""``none`` is Wanda, whose mask it is."""
+
+
+def _rises(errors: dict[str, float], *names: str) -> bool:
+    return all(errors[a] <= errors[b] * (1 + 1e-6) for a, b in pairwise(names))
 
 
 def errors(subject: MiniLM | GPT) -> list[dict[str, object]]:
@@ -209,12 +292,65 @@ def errors(subject: MiniLM | GPT) -> list[dict[str, object]]:
         recipe = [ow.Wanda(sparsity=PATTERNS[pattern][0]), Errors()]
         ow.sparsify_(copy.deepcopy(subject.dense), recipe, data=subject.data)
         for layer, e in Errors.found.items():
-            values = [e[name] for name in ("exact", "gradients", "sweep", "none")]
-            in_order = all(a <= b * (1 + 1e-6) for a, b in pairwise(values))
             rows.append(
-                {"model": subject.name, "pattern": pattern, "layer": layer, **e, "in_order": in_order}
+                {
+                    "model": subject.name,
+                    "pattern": pattern,
+                    "layer": layer,
+                    **e,
+                    "in_order": all(_rises(e, *names) for names in SAME_MASK),
+                    "masks_in_order": _rises(e, *ACROSS),
+                }
             )
     return rows
+
+
+def streams(subject: MiniLM | GPT) -> list[dict[str, object]]:
+    """What flows from block to block after Wanda at 70 % and one repair: the size of its mean and of what varies around it, how
+    far it is from the dense one, and how far after a norm.
+    """
+    dense, rows = _flowing(subject, subject.dense), list[dict[str, object]]()
+    for recipe in ("dense", "wanda", "wanda+bias", "wanda+dsnot", "wanda+rescale", "wanda+refit"):
+        model = copy.deepcopy(subject.dense)
+        if recipe != "dense":
+            ow.sparsify_(model, stages(recipe, 0.7, None, subject.outside), data=subject.data)
+        for block, (x, wanted) in enumerate(zip(_flowing(subject, model), dense, strict=True)):
+            normed = [torch.nn.functional.layer_norm(y, y.shape[-1:]) for y in (x, wanted)]
+            rows.append(
+                {
+                    "model": subject.name,
+                    "recipe": recipe,
+                    "block": block,
+                    "mean": float(x.mean(0).norm()),
+                    "around": float((x - x.mean(0)).square().sum(1).mean().sqrt()),
+                    "error": float((x - wanted).square().sum() / wanted.square().sum()),
+                    "normed error": float((normed[0] - normed[1]).square().sum() / normed[1].square().sum()),
+                }
+            )
+    return rows
+
+
+@torch.no_grad()
+def _flowing(subject: MiniLM | GPT, model: torch.nn.Module) -> list[torch.Tensor]:
+    """What every block returns on the calibration data, ``[tokens, width]``, padding left out."""
+    data, found = Batches(subject.data), list[list[torch.Tensor]]()
+    blocks = [block for stack in stacks(model) for block in stack.blocks.values()]
+    with ExitStack() as hooks:
+        for block in blocks:
+            some: list[torch.Tensor] = []
+            found.append(some)
+
+            def keep(_: object, __: object, result: object, some: list[torch.Tensor] = some) -> None:
+                some.append(result if isinstance(result, torch.Tensor) else result[0])  # type: ignore[index]
+
+            hooks.callback(block.register_forward_hook(keep).remove)
+        for index in range(len(data)):
+            run(model, data[index])
+            tokens = data.tokens(index)
+            for some in found:
+                x = some.pop()
+                some.append((x if tokens is None else x[tokens]).flatten(0, -2))
+    return [torch.cat(some) for some in found]
 
 
 def _write(path: Path, found: object) -> None:
@@ -225,51 +361,74 @@ def _write(path: Path, found: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--part", nargs="+", default=["cells", "errors", "repair"])
+    parser.add_argument(
+        "--part", nargs="+", default=["cells", "repair", "variants", "quantise", "errors", "streams"]
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["dense", "magnitude", "wanda", "ria", "sparsegpt", "admm", "wanda+refit"],
+        default=["magnitude", "wanda", "ria", "wanda+rescale", "sparsegpt", "admm", "alps", "wanda+refit"],
     )
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = {"machine": asdict(machine()), "threads": torch.get_num_threads(), "cells": [], "errors": []}
+    torch.set_num_threads(1)  # before any parallel work, so that processes can be forked
+    found = {"machine": asdict(machine()), "threads": 1, "cells": [], "errors": []}
     if options.out and options.out.exists():
         found = json.loads(options.out.read_text())
+    key = ("model", "part", "method", "pattern")
+    done = {tuple(c[k] for k in key) for c in found["cells"]}
     for name in options.model:
         subject = MODELS[name]()
         print(f"{name}: {subject.measure}", file=sys.stderr)
-        todo = []
-        if "cells" in options.part:
-            todo += [
-                ("cells", m, p) for m in options.methods for p in (options.patterns if m != "dense" else [""])
-            ]
-        if "repair" in options.part:
-            bases = [b for b in ("magnitude", "wanda") if b in options.methods]
-            tails = ["", "+dsnot", "+bias", "+perp norms", "+perp"]
-            todo += [("repair", b + t, p) for b in bases for t in tails for p in ("60 %", "70 %")]
-        for part, method, pattern in todo:
-            made = asdict(cell(subject, part, method, pattern))
-            key = ("model", "part", "method", "pattern")
-            found["cells"] = [c for c in found["cells"] if any(c[k] != made[k] for k in key)] + [made]
-            told = f"{made['quality']:9.4f} {made['seconds']:7.1f} s {made['peak_mib']:7.0f} MiB"
-            print(f"  {part:7} {method:22} {pattern:5} {told}", flush=True)
+        for part, method, pattern in _todo(options):
+            if (name, part, method, pattern) in done:
+                continue
+            made = asdict(apart(subject, part, method, pattern))
+            found["cells"].append(made)
+            told = f"{made['quality']:9.4f} {made['seconds']:7.1f} s {made['peak_mib']:7.0f} MiB {made['bits']:6.2f} bits"
+            print(f"  {part:8} {method:34} {pattern:5} {told}", flush=True)
             if options.out:
                 _write(options.out, found)
-        if "errors" in options.part:
+        if "errors" in options.part and not any(r["model"] == name for r in found["errors"]):
             rows = errors(subject)
-            found["errors"] = [r for r in found["errors"] if r["model"] != name] + rows
+            found["errors"] += rows
             for pattern in ("50 %", "70 %"):
                 some = [r for r in rows if r["pattern"] == pattern]
                 means = {
                     k: sum(float(str(r[k])) for r in some) / len(some)
-                    for k in ("none", "sweep", "gradients", "exact")
+                    for k in (*SAME_MASK[1], "gradients", *ACROSS)
                 }
-                outside = [r["layer"] for r in some if not r["in_order"]]
-                print(f"  errors {pattern}: {means}; out of order: {outside or 'none'} of {len(some)}")
+                for order in ("in_order", "masks_in_order"):
+                    outside = [r["layer"] for r in some if not r[order]]
+                    print(f"  errors {pattern}, not {order}: {outside or 'none'} of {len(some)}")
+                print(f"  errors {pattern}: {means}")
             if options.out:
                 _write(options.out, found)
+        if "streams" in options.part and not any(r["model"] == name for r in found.get("streams", [])):
+            found["streams"] = [*found.get("streams", []), *streams(subject)]
+            if options.out:
+                _write(options.out, found)
+
+
+def _todo(options: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """(part, method, pattern) of all cells that are asked for."""
+    todo = [("cells", "dense", "")]
+    if "cells" in options.part:
+        todo += [("cells", m, p) for m in options.methods for p in options.patterns]
+    if "repair" in options.part:
+        bases = [b for b in ("magnitude", "wanda") if b in options.methods]
+        todo += [
+            ("repair", b + t, p)
+            for b in bases
+            for t in ["", *(f"+{r}" for r in REPAIRS if r != "refit")]
+            for p in ("60 %", "70 %")
+        ]
+    if "quantise" in options.part:
+        todo += [("quantise", m, "") for m in QUANTISED]
+    if "variants" in options.part:
+        todo += [("variants", m, "") for m in VARIANTS]
+    return todo
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 // The Python module openwork.kernels._native: one submodule per level this machine can run, all with the same functions.
 #include "binding.h"
+#include "bytes.h"
 #include "index.h"
 #include "positions.h"
 #include "ranking.h"
@@ -59,5 +60,6 @@ NB_MODULE(_native, m) {
   m.def("is_topology", is_topology, nb::call_guard<nb::gil_scoped_release>());
   m.def("locate", locate, nb::call_guard<nb::gil_scoped_release>());
   m.def("keep_largest", keep_largest, nb::call_guard<nb::gil_scoped_release>());
+  m.def("same_bytes", same_bytes);  // mostly short: letting others run would take longer
   m.def("mark_largest", mark_largest, nb::call_guard<nb::gil_scoped_release>());
 }

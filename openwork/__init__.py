@@ -14,6 +14,7 @@ _PUBLIC = {
         "ER",
         "ERK",
         "LAMP",
+        "Like",
         "Allocation",
         "Balanced",
         "Deviation",
@@ -22,7 +23,7 @@ _PUBLIC = {
         "Uniform",
         "UniformPlus",
     ],
-    "layer_allocation": ["OWL", "AlphaPruning"],
+    "layer_allocation": ["OWL", "AlphaPruning", "Fluctuation", "Redundancy"],
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
@@ -62,7 +63,10 @@ _PUBLIC = {
     "calibrate.column_sweep": ["ColumnSweep"],
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
+    "calibrate.permute_channels": ["PermuteChannels"],
     "calibrate.refit": ["Refit"],
+    "calibrate.refresh_norms": ["RefreshNorms"],
+    "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
     "calibrate.wanda": ["Wanda"],
@@ -78,6 +82,8 @@ _PUBLIC = {
     "layouts.quantized": ["QuantizedLinear"],
     "probes.sensitivity": ["Sensitivity", "sensitivity"],
     "factor.low_rank": ["LowRank", "energy_ranks"],
+    "layouts.ordered": ["OrderedConv2d", "OrderedLinear"],
+    "regularizer": ["Regularizer", "regularize"],
     "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
     "quantization": ["FloatGrid", "IntegerGrid"],
     "train.acdc": ["ACDC"],
@@ -90,16 +96,20 @@ _PUBLIC = {
     "train.dst_ee": ["DSTEE"],
     "train.gmp": ["GMP"],
     "train.granet": ["GraNet"],
+    "train.grow_scs": ["GrowSCS"],
     "train.iss_p": ["ISSP"],
     "train.itop": ["ITOP"],
     "train.gse": ["GSE"],
     "train.keep_zeros": ["KeepZeros"],
     "train.mest": ["MEST"],
+    "train.movement": ["Movement"],
     "train.pgf_nm": ["PGF"],
+    "train.pst": ["PST"],
     "train.quickselection": ["QuickSelection"],
     "train.rigl": ["RigL"],
     "train.set": ["SET"],
     "train.snfs": ["SNFS"],
+    "train.soft_movement": ["SoftMovement"],
     "train.sr_ste": ["SRSTE"],
     "train.srigl": ["SRigL"],
     "train.ssvi": ["SSVI"],
@@ -107,10 +117,21 @@ _PUBLIC = {
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
+    "files.delta": ["add_delta_", "save_delta"],
+    "merger": ["Merged", "merge_"],
+    "merging.dare": ["DARE"],
+    "merging.task_arithmetic": ["TaskArithmetic"],
+    "merging.ties": ["TIES"],
     "finetune.lora": ["Adapters", "LoRA", "adapt_"],
     "finetune.perp": ["PERP"],
     "finetune.perp_blocks": ["PERPBlocks"],
+    "graphs.random": ["barabasi_albert", "watts_strogatz"],
+    "probes.graph_properties": ["GraphProperties", "graph_properties"],
+    "finetune.adamr": ["AdamR"],
+    "finetune.s2ft": ["S2FT"],
+    "finetune.sara": ["SaRA"],
     "probes.persistence": ["Persistence", "persistence"],
+    "probes.prediction": ["Prediction", "predict_from_graphs"],
     "probes.topology": ["Wiring", "topology"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
@@ -119,10 +140,16 @@ _PUBLIC = {
     "prune.snip": ["SNIP"],
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
+    "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
+    "factor.decompose": ["Decompose"],
+    "factor.maestro": ["Maestro", "at_ranks"],
+    "factor.trp": ["TRP"],
+    "factor.collapsible": ["Collapsible"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
     "factor.sparse_ift": ["SparseIFT", "wide"],
+    "thawing": ["Thawed", "thaw_"],
     "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -137,6 +164,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.allocation import Balanced as Balanced
     from openwork.allocation import Deviation as Deviation
     from openwork.allocation import Global as Global
+    from openwork.allocation import Like as Like
     from openwork.allocation import Pyramid as Pyramid
     from openwork.allocation import Uniform as Uniform
     from openwork.allocation import UniformPlus as UniformPlus
@@ -155,7 +183,10 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import LayerDrop as LayerDrop
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.permute_channels import PermuteChannels as PermuteChannels
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.refresh_norms import RefreshNorms as RefreshNorms
+    from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
     from openwork.calibrate.smoothquant import SmoothQuant as SmoothQuant
@@ -167,13 +198,18 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrator.scales import tune_scales_ as tune_scales_
     from openwork.calibrator.storage import to_quantized_ as to_quantized_
     from openwork.calibrator.windows import reconstruct_ as reconstruct_
+    from openwork.factor.collapsible import Collapsible as Collapsible
+    from openwork.factor.decompose import Decompose as Decompose
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
+    from openwork.factor.maestro import Maestro as Maestro
+    from openwork.factor.maestro import at_ranks as at_ranks
     from openwork.factor.monarch import Monarch as Monarch
     from openwork.factor.pixelfly import Pixelfly as Pixelfly
     from openwork.factor.rps import RPS as RPS
     from openwork.factor.sparse_ift import SparseIFT as SparseIFT
     from openwork.factor.sparse_ift import wide as wide
+    from openwork.factor.trp import TRP as TRP
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -184,11 +220,18 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import load_masks as load_masks
     from openwork.files import save as save
     from openwork.files import save_checkpoint as save_checkpoint
+    from openwork.files.delta import add_delta_ as add_delta_
+    from openwork.files.delta import save_delta as save_delta
+    from openwork.finetune.adamr import AdamR as AdamR
     from openwork.finetune.lora import Adapters as Adapters
     from openwork.finetune.lora import LoRA as LoRA
     from openwork.finetune.lora import adapt_ as adapt_
     from openwork.finetune.perp import PERP as PERP
     from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
+    from openwork.finetune.s2ft import S2FT as S2FT
+    from openwork.finetune.sara import SaRA as SaRA
+    from openwork.graphs.random import barabasi_albert as barabasi_albert
+    from openwork.graphs.random import watts_strogatz as watts_strogatz
     from openwork.growth import CH3L3 as CH3L3
     from openwork.growth import Gradient as Gradient
     from openwork.growth import Growth as Growth
@@ -196,6 +239,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.growth import Random as Random
     from openwork.layer_allocation import OWL as OWL
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
+    from openwork.layer_allocation import Fluctuation as Fluctuation
+    from openwork.layer_allocation import Redundancy as Redundancy
     from openwork.layouts.chain import chain_ as chain_
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
@@ -205,10 +250,17 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
     from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
+    from openwork.layouts.ordered import OrderedConv2d as OrderedConv2d
+    from openwork.layouts.ordered import OrderedLinear as OrderedLinear
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import keep_freed_memory as keep_freed_memory
     from openwork.memory import training_memory as training_memory
+    from openwork.merger import Merged as Merged
+    from openwork.merger import merge_ as merge_
+    from openwork.merging.dare import DARE as DARE
+    from openwork.merging.task_arithmetic import TaskArithmetic as TaskArithmetic
+    from openwork.merging.ties import TIES as TIES
     from openwork.method import Method as Method
     from openwork.pack import Decisions as Decisions
     from openwork.pack import pack_ as pack_
@@ -225,8 +277,12 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import Pretraining as Pretraining
     from openwork.probes.average_parameters import fit_average_law as fit_average_law
     from openwork.probes.average_parameters import pretraining as pretraining
+    from openwork.probes.graph_properties import GraphProperties as GraphProperties
+    from openwork.probes.graph_properties import graph_properties as graph_properties
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
+    from openwork.probes.prediction import Prediction as Prediction
+    from openwork.probes.prediction import predict_from_graphs as predict_from_graphs
     from openwork.probes.sensitivity import Sensitivity as Sensitivity
     from openwork.probes.sensitivity import sensitivity as sensitivity
     from openwork.probes.topology import Wiring as Wiring
@@ -242,6 +298,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.pruner import sparsify_ as sparsify_
     from openwork.quantization import FloatGrid as FloatGrid
     from openwork.quantization import IntegerGrid as IntegerGrid
+    from openwork.regularizer import Regularizer as Regularizer
+    from openwork.regularizer import regularize as regularize
     from openwork.restructuring import Restructured as Restructured
     from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
@@ -253,6 +311,11 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.sparsifier import attach as attach
     from openwork.storage import to_dense_ as to_dense_
     from openwork.storage import to_sparse_ as to_sparse_
+    from openwork.tasks.graph_network import GraphNetwork as GraphNetwork
+    from openwork.tasks.graph_network import graph_network as graph_network
+    from openwork.tasks.graph_network import recurrent_masks as recurrent_masks
+    from openwork.thawing import Thawed as Thawed
+    from openwork.thawing import thaw_ as thaw_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
     from openwork.train.bitwise import Bitwise as Bitwise
@@ -263,16 +326,20 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.dst_ee import DSTEE as DSTEE
     from openwork.train.gmp import GMP as GMP
     from openwork.train.granet import GraNet as GraNet
+    from openwork.train.grow_scs import GrowSCS as GrowSCS
     from openwork.train.gse import GSE as GSE
     from openwork.train.iss_p import ISSP as ISSP
     from openwork.train.itop import ITOP as ITOP
     from openwork.train.keep_zeros import KeepZeros as KeepZeros
     from openwork.train.mest import MEST as MEST
+    from openwork.train.movement import Movement as Movement
     from openwork.train.pgf_nm import PGF as PGF
+    from openwork.train.pst import PST as PST
     from openwork.train.quickselection import QuickSelection as QuickSelection
     from openwork.train.rigl import RigL as RigL
     from openwork.train.set import SET as SET
     from openwork.train.snfs import SNFS as SNFS
+    from openwork.train.soft_movement import SoftMovement as SoftMovement
     from openwork.train.sr_ste import SRSTE as SRSTE
     from openwork.train.srigl import SRigL as SRigL
     from openwork.train.ssvi import SSVI as SSVI

@@ -3,7 +3,8 @@
 At a fixed total the split among layers decides most of the accuracy of a sparse network. An allocation turns a total into
 exact integer counts, one for each parameter, that sum to the total. Two families:
 
-- from shapes alone: :class:`Uniform`, :class:`UniformPlus`, :class:`ER`, :class:`ERK`, :class:`Balanced`, :class:`Pyramid`;
+- from shapes alone: :class:`Uniform`, :class:`UniformPlus`, :class:`ER`, :class:`ERK`, :class:`Balanced`, :class:`Pyramid`, and
+  :class:`Like`, the split of another network;
 - from scores: :class:`Global`, :class:`LAMP` and :class:`Deviation` rank the connections of all parameters against one another.
 
 Shapes are ``[out, in, *kernel]``. Everything here is a pure function; nothing is changed in place.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,6 +195,36 @@ class Pyramid(Allocation):
 
 
 @dataclass(frozen=True)
+class Like(Allocation):
+    """The split of a topology that is there already: one that SNIP chose, that STR learned, or of a published network
+    (Liu et al., 2022, call it the SNIP ratio).
+
+    Args:
+        densities: one a parameter, in order of appearance; for another total all are multiplied by one factor, and cut at dense.
+    """
+
+    densities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(0.0 <= density <= 1.0 for density in self.densities):
+            raise ValueError(f"densities are fractions in [0, 1]; got {list(self.densities)}")
+
+    @classmethod
+    def of(cls, masks: Mapping[str, Tensor]) -> Like:
+        """The split of ``masks``, as every verb returns them."""
+        return cls(tuple(float(mask.sum()) / mask.numel() for mask in masks.values()))
+
+    def counts(
+        self, shapes: Sequence[Shape], total: int, scores: Sequence[Tensor] | None = None
+    ) -> list[int]:
+        if len(shapes) != len(self.densities):
+            raise ValueError(
+                f"the split is that of {len(self.densities)} parameters, and there are {len(shapes)}: cover the same ones"
+            )
+        return _proportional(self.densities, [math.prod(shape) for shape in shapes], total)
+
+
+@dataclass(frozen=True)
 class Global(Allocation):
     """The highest scores of the whole network, wherever they are (global magnitude pruning: Gupta et al., 2022).
 
@@ -312,6 +343,7 @@ _NAMED: dict[str, type[Allocation]] = {
     "lamp": LAMP,
     "deviation": Deviation,
 }
+"""Those that need no options."""
 
 
 def allocation(name: str | Allocation) -> Allocation:

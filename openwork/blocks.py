@@ -255,13 +255,13 @@ class Reading(TorchFunctionMode):
 
     def _report(self, layer: Matrix, x: Tensor, rows: Tensor, way: tuple[Any, ...]) -> None:
         self._alive.append(x)
-        self._reader(layer, rows, (*_identity(x), *way))
+        self._reader(layer, rows, (*identity_of(x), *way))
 
     def _counted(self, layer: Matrix, x: Tensor, rows: Tensor) -> Tensor:
         if self._tokens is None:
             return rows
         expert = (id(layer.weight.module), layer.index)
-        valid = self._gathered.get(_identity(x))
+        valid = self._gathered.get(identity_of(x))
         if valid is not None and layer.of > 1:
             self._routed[expert] = valid  # what the expert computes inside comes from the same tokens
         elif len(rows) == len(self._tokens) and layer.of == 1:
@@ -283,7 +283,7 @@ class Reading(TorchFunctionMode):
             and isinstance(result, Tensor)
         ):
             self._alive.append(result)
-            self._gathered[_identity(result)] = self._tokens[index]
+            self._gathered[identity_of(result)] = self._tokens[index]
 
 
 def patches(x: Tensor, kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -320,8 +320,10 @@ def _argument(
     return args[index] if len(args) > index else kwargs.get(name, default)
 
 
-def _identity(x: Tensor) -> tuple[Any, ...]:
-    return (x.data_ptr(), x.dtype, tuple(x.shape), x.stride(), x._version)
+def identity_of(x: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors exactly if they are the same numbers in the same memory, as long as both are alive."""
+    version = 0 if x.is_inference() else x._version
+    return (x.data_ptr(), x.dtype, tuple(x.shape), x.stride(), version)
 
 
 def _location(weight: Tensor) -> tuple[int, int]:

@@ -22,7 +22,9 @@ import torch
 from openwork.allocation import Allocation, allocation
 from openwork.patterns import Pattern, pattern
 
-SHELVES = ("openwork.train", "openwork.prune", "openwork.calibrate", "openwork.finetune", "openwork.factor")
+SHELVES = tuple(
+    f"openwork.{shelf}" for shelf in ("train", "prune", "calibrate", "finetune", "factor", "merging")
+)
 """Packages whose modules hold methods, one a module."""
 
 M = TypeVar("M", bound="type[Method]")
@@ -57,8 +59,13 @@ class Method:
     not divide evenly among them."""
     trains: ClassVar[bool] = False
     """Whether it works while an optimizer trains the model: weights that are frozen are then left as they are."""
+    splits: ClassVar[bool] = False
+    """Whether finding how many connections each parameter gets is part of the method, so that with another allocation it would be
+    another method."""
     reads_zeros: ClassVar[bool] = False
     """Whether the zeros of the model itself say what is kept; sparsity, allocation and pattern play no part then."""
+    restructures: ClassVar[bool] = False
+    """Whether it gives layers another form, so that no mask says what has become of them."""
 
     sparsity: float = 0.9
     kept: int | None = None

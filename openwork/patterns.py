@@ -13,6 +13,7 @@ pattern              rows               competitors                  atom
 ===================  =================  ===========================  ==================
 ``Unstructured()``   1                  all weights                  one weight
 ``NM(2, 4)``         each 4 inputs      those 4 inputs                one weight
+``AnyNM(8)``         each 8 inputs      those 8 inputs                one weight
 ``FanIn()``          output units       the inputs of one unit       one weight
 ``Block(4, 1)``      1                  all blocks                   4 outputs x 1 input
 ``Groups(0)``        1                  output units (channels)      all weights of one
@@ -198,6 +199,10 @@ class Pattern(ABC):
         per_row = view.any(-1).sum(-1)
         return whole and bool((per_row == self.places(shape, int(mask.sum()))).all())
 
+    def settled(self, shape: Shape, kept: int) -> Pattern:
+        """The pattern of a weight of ``shape`` once it is known to keep ``kept``: itself, where it leaves nothing open."""
+        return self
+
     def _fitting(self, shape: Shape) -> None:
         if reason := self.misfit(shape):
             raise ValueError(f"pattern {self} does not fit a weight of shape {list(shape)}: {reason}")
@@ -248,6 +253,37 @@ class NM(Pattern):
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.of}"
+
+
+@dataclass(frozen=True)
+class AnyNM(Pattern):
+    """n of every ``of`` consecutive inputs, with an n of its own for each weight: the nearest to what an allocation gives it.
+
+    Written ``"n:8"``. With ``allocation="uniform"`` and half of the weights it is ``4:8`` everywhere; an allocation that looks at
+    the layers makes ``3:8`` of one and ``5:8`` of another, each as fast as such a pattern is. A plan names the n of each.
+    """
+
+    of: int
+
+    def __post_init__(self) -> None:
+        if self.of < 1:
+            raise ValueError(f"n of every `of` inputs, of >= 1; got of={self.of}")
+
+    def misfit(self, shape: Shape) -> str | None:
+        return NM(0, self.of).misfit(shape)
+
+    def grid(self, shape: Shape) -> Grid:
+        return NM(0, self.of).grid(shape)
+
+    def places(self, shape: Shape, kept: int) -> int:
+        rows = self.grid(shape).rows
+        return min((2 * kept + rows) // (2 * rows), self.of) if rows else 0
+
+    def settled(self, shape: Shape, kept: int) -> NM:
+        return NM(self.places(shape, kept), self.of)
+
+    def __str__(self) -> str:
+        return f"n:{self.of}"
 
 
 @dataclass(frozen=True)
@@ -366,6 +402,7 @@ class Gates(Pattern):
 _SPELLINGS: tuple[tuple[str, type[Pattern]], ...] = (
     (r"unstructured", Unstructured),
     (r"(\d+):(\d+)", NM),
+    (r"n:(\d+)", AnyNM),
     (r"block[ :]?(\d+)x(\d+)", Block),
     (r"fan[-_]in(?:[ :](\d+))?", FanIn),
     (r"groups[ :](\d+)", Groups),
@@ -374,7 +411,7 @@ _SPELLINGS: tuple[tuple[str, type[Pattern]], ...] = (
 
 
 def pattern(spelling: str | Pattern) -> Pattern:
-    """Read a pattern from its spelling: ``"unstructured"``, ``"2:4"``, ``"block 4x1"``, ``"fan-in"``, ``"fan-in 32"``,
+    """Read a pattern from its spelling: ``"unstructured"``, ``"2:4"``, ``"n:8"``, ``"block 4x1"``, ``"fan-in"``, ``"fan-in 32"``,
     ``"groups 0"``, ``"gates 4"``. A pattern is returned as it is, so ``pattern(str(p)) == p`` for every pattern.
     """
     if isinstance(spelling, Pattern):
@@ -383,6 +420,7 @@ def pattern(spelling: str | Pattern) -> Pattern:
         if match := re.fullmatch(form, spelling.strip().lower()):
             return cls(*(int(number) for number in match.groups() if number is not None))
     raise ValueError(
-        f"unknown pattern {spelling!r}: write unstructured, 2:4 (keep 2 of every 4 inputs), block 4x1 (4 outputs x 1 input), "
+        f"unknown pattern {spelling!r}: write unstructured, 2:4 (keep 2 of every 4 inputs), n:8 (n as the sparsity says), "
+        "block 4x1 (4 outputs x 1 input), "
         "fan-in, fan-in 32, groups 0, or gates 4 (the same mask for every gate of an LSTM)"
     )

@@ -34,7 +34,9 @@ _VALUES = {
     name: found
     for page in (allocation, layer_allocation, patterns, schedules, growth, integers)
     for name, found in vars(page).items()
-    if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == page.__name__
+    if isinstance(found, type)
+    and dataclasses.is_dataclass(found)
+    and found.__module__.startswith(page.__name__)
 }
 
 
@@ -48,7 +50,7 @@ def read(path: str | os.PathLike[str]) -> list[Method]:
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of its bytes, its grammar, its numbers, its brackets
         raise ValueError(f"{path}: not a TOML file ({error})") from error
     _refuse_unknown(content, ["stage"], f"{path}: a recipe")
     stages = content.get("stage")

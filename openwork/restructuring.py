@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from openwork.layouts.collapsible import CollapsibleConv2d
 from openwork.layouts.structured import StructuredLinear
 from openwork.method import Method
 from openwork.plan import plan, unwrapped
@@ -34,6 +35,7 @@ class Restructuring(Method):
     """
 
     reads_zeros: ClassVar[bool] = True
+    restructures: ClassVar[bool] = True
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
     """Which layers it has a form for; subclasses of them are others."""
 
@@ -42,7 +44,7 @@ class Restructuring(Method):
         """The new module of each layer, or why it stays as it is.
 
         Args:
-            layers: name of the weight -> layer, in order of appearance; leave them as they are.
+            layers: name of the weight -> layer, in order of appearance; leave them as they are. Their weights are finite.
         """
 
 
@@ -54,7 +56,7 @@ class Restructured:
         name: of the weight.
         shape: ``(out, in, *kernel)``.
         before: numbers in the weight.
-        after: numbers that it is made of now; as before where it stays.
+        after: numbers that it is made of now, all that the new layer has beyond the bias there was; as before where it stays.
         error: ``|W - W'| / |W|`` in the Frobenius norm; of a fresh start about ``sqrt(2)``; None where there is no ``W'``.
         why: what became of it.
     """
@@ -104,7 +106,7 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
 
     Raises:
         TypeError: the method does not replace layers.
-        ValueError: no layer was replaced, or a glob matches none; the model has not changed then.
+        ValueError: no layer was replaced, a glob matches none, or a weight is NaN or infinite; the model has not changed then.
     """
     if not isinstance(method, Restructuring):
         raise TypeError(f"{type(method).__name__} leaves layers what they are: use ow.attach or ow.sparsify_")
@@ -118,6 +120,11 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
     for w in weights:
         if type(w.module) in method.takes and owners[id(w.parameter)] == 1 and w.module is not model:
             layers[w.name] = w.module
+    for name, layer in layers.items():
+        if not bool(layer.weight.isfinite().all()):
+            raise ValueError(
+                f"{name} holds NaN or infinity, and no form comes near that: restore it, or exclude it"
+            )
     found = method.forms(layers)
     rows, counted = [], set[int]()
     for name, layer in layers.items():
@@ -126,7 +133,8 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
         if isinstance(form, str):
             rows.append(Restructured(name, shape, before, before, 0.0, form))
             continue
-        own = [p for part, p in form.named_parameters() if part != "bias" and id(p) not in counted]
+        weights_of = {id(p): p for part, p in form.named_parameters() if part.rpartition(".")[2] != "bias"}
+        own = [p for place, p in weights_of.items() if place not in counted]
         counted |= {id(p) for p in own}  # what layers share counts once, for the first of them
         after = sum(p.numel() for p in own)
         rows.append(Restructured(name, shape, before, after, _error(layer.weight, form), method.name))
@@ -147,7 +155,7 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
 
 @torch.no_grad()
 def _error(weight: Tensor, form: nn.Module) -> float | None:
-    if not isinstance(form, StructuredLinear):
+    if not isinstance(form, (StructuredLinear, CollapsibleConv2d)):
         return None
     least = torch.finfo(weight.dtype).tiny
     return float((form.dense() - weight).norm() / weight.norm().clamp(min=least))

@@ -33,6 +33,11 @@ def saliency(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight.detach() * gradient).abs()
 
 
+def movement(weight: Tensor, gradient: Tensor) -> Tensor:
+    """``-w * g``: positive where descent moves the weight away from zero (Sanh et al., 2020, arXiv 2005.07683)."""
+    return -weight.detach() * gradient
+
+
 def uniform(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Uniform random scores in [0, 1), drawn on the CPU so that a seed means the same on every device."""
     return torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)

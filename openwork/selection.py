@@ -1,11 +1,12 @@
-"""Which connections of a whole model stay when so many may: the strongest, split among its parameters.
+"""Which connections of a whole model stay when so many may: the strongest, or the best by any score, split among its parameters.
 
-A method that prunes by magnitude asks this at every pruning; what it does with the answer (prune, shrink, prune for a while)
+A method that prunes gradually asks this at every pruning; what it does with the answer (prune, shrink, prune for a while)
 is its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from openwork.allocation import allocation, exact_counts
 from openwork.connections import Connections
 from openwork.plan import Plan, wanted_total
+from openwork.positions import where
 
 
 def final_count(size: int, final: int) -> int:
@@ -51,3 +53,38 @@ def strongest(
         kept = wanted.get(row.name, kept_now(row.numel, row.kept))
         left.append((c, c.strongest_legal(min(kept, c.kept))))
     return left
+
+
+def best(
+    plan: Plan,
+    scores: Mapping[str, Tensor],
+    kept_now: Callable[[int, int], int] = final_count,
+    within: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The connections of highest score wherever they are, active or not, split by the allocation of the plan's method.
+
+    Args:
+        plan: parameters, patterns and final counts.
+        scores: ``[out, in, *kernel]`` of every parameter of the plan, by name; higher = keep.
+        kept_now: as in :func:`strongest`.
+        within: masks ``[out, in, *kernel]`` by name, outside of which none is chosen; then at most as many as they have.
+
+    Returns:
+        Parameter name -> sorted positions. Counts are exact, ties included.
+    """
+    rows = [row for row in plan.sparse if not row.fixed]
+    size = sum(row.numel for row in rows)
+    caps = {row.name: row.numel if within is None else int(within[row.name].sum()) for row in plan.sparse}
+    room = [caps[row.name] for row in rows]
+    total = min(kept_now(size, wanted_total(plan.method, size)) if size else 0, sum(room))
+    counts = allocation(plan.method.allocation).counts(
+        [row.shape for row in rows], total, [scores[row.name] for row in rows]
+    )
+    wanted = dict(zip((row.name for row in rows), exact_counts(counts, room, total), strict=True))
+    found = {}
+    for row in plan.sparse:
+        kept = min(wanted.get(row.name, kept_now(row.numel, row.kept)), caps[row.name])
+        score = scores[row.name]
+        ranked = score if within is None else score.masked_fill(~within[row.name], -math.inf)
+        found[row.name] = where(row.pattern.choose(ranked, kept))
+    return found

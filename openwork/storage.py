@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openwork.initialization import initial_values
 from openwork.layouts.chain import chain_, unchain_
+from openwork.layouts.collapsible import CollapsibleConv2d
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.forms import STORABLE, storable, stored
 from openwork.layouts.layer import SparseLayer
@@ -113,6 +114,8 @@ def to_dense_(model: nn.Module) -> dict[str, Tensor]:
     for module in list(model.modules()):
         if isinstance(module, StructuredLinear):
             _swap(model, module, _multiplied_out(module).train(module.training))
+        elif isinstance(module, CollapsibleConv2d):
+            _swap(model, module, module.collapsed())
     for w in prunable(model):
         if isinstance(w.module, SparseLayer):
             masks[w.name] = w.module.topology.mask().view(w.shape)

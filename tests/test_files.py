@@ -572,6 +572,13 @@ def retype(name: str, dtype: torch.dtype) -> Edit:
     return edit
 
 
+def stub(name: str, size: int, dtype: torch.dtype) -> Edit:
+    def edit(arrays: dict[str, torch.Tensor], header: Header) -> None:
+        arrays[name] = torch.zeros(size, dtype=dtype)
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
@@ -590,6 +597,14 @@ def retype(name: str, dtype: torch.dtype) -> Edit:
         (move("d", "dd"), "the array d is missing; the nearest is 'dd'"),
         (move("a.weight_bitmask", "a.weight_mask"), "the array a.weight_bitmask is missing"),
         (lambda arrays, header: arrays.update(more=torch.ones(1)), "the array more belongs to no tensor"),
+        (
+            lambda arrays, header: arrays.update(more=torch.empty(0, dtype=torch.uint8)),
+            "the array more belongs to no tensor",
+        ),
+        (stub("a.weight", 0, torch.uint8), None),
+        (stub("a.weight", 1, torch.uint8), "the array a.weight belongs to no tensor"),
+        (stub("a.weight", 0, torch.float32), "the array a.weight belongs to no tensor"),
+        (stub("d", 0, torch.uint8), "d must be torch.float32"),
         (lambda arrays, header: arrays.pop("a.weight_values"), "the array a.weight_values is missing"),
         (entry("a.weight", layout="braille"), "a.weight is stored in an unknown layout 'braille'"),
         (entry("a.weight", layout="csr"), "a.weight_crow is missing"),

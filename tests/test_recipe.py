@@ -50,7 +50,7 @@ def test_a_file_of_stages(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[stage]]\nmethod = 'wanda'\nsparsty = 0.5", "stage 1: wanda has no 'sparsty': did you mean sparsity?"),
+        ("[[stage]]\nmethod = 'wanda'\nsparsty = 0.5", "stage 1: wanda has no 'sparsty': did you mean sparsity"),
         ("[[stage]]\nmethod = 'wanda'\n[[stage]]\nmethod = 'wnda'", "stage 2: no method is called 'wnda': did you mean wanda"),
         ("[[stages]]\nmethod = 'wanda'", "a recipe has no 'stages': did you mean stage?"),
         ("stage = 3", "one or more stages"),
@@ -66,6 +66,8 @@ def test_a_file_of_stages(tmp_path):
         ("[[stage]]\nmethod = 'lamp'", "no method is called 'lamp'"),
         ("[[stage]]\nmethod = 'magnitude'\nallocation = { type = 'Global', flor = 1 }", "has no 'flor': did you mean floor?"),
         ("[[stage", "not a TOML file"),
+        ("x = " + "[" * 100_000, "not a TOML file"),
+        ("x = " + "9" * 5000, "not a TOML file"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(text, said, tmp_path):

@@ -1,10 +1,11 @@
 """The conformance suite holds every method to its promises, and notices when one is broken."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
 from openwork import method as methods
 from openwork.calibrate.awq import AWQ
@@ -13,26 +14,36 @@ from openwork.calibrate.layer_drop import LayerDrop
 from openwork.calibrate.lorc import LoRC
 from openwork.calibrate.smoothquant import SmoothQuant
 from openwork.calibrator.migrating import Migrating
-from openwork.factor.low_rank import LowRank
+from openwork.factor.monarch import Monarch
 from openwork.growth import Gradient
+from openwork.layouts.monarch import MonarchLinear
+from openwork.merger import Merging
 from openwork.method import Method, registry
 from openwork.patterns import NM, Block, FanIn
 from openwork.prune.magnitude import Magnitude
 from openwork.pruner import Pruning
-from openwork.restructuring import Restructuring
+from openwork.regularizer import Regularization
+from openwork.restructuring import Restructurings, restructure_
 from openwork.testing import BrokenPromise, check_method, checks
+from openwork.thawing import Thawing
 from openwork.train.gmp import GMP
 from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
 
-APART = (Restructuring, LowRank, LoRC, LayerDrop, Migrating)
-"""Methods that give layers another form, move scale between them, or drop whole blocks: they make their own promises."""
+APART = (LoRC, LayerDrop, Migrating, Merging, Thawing, Regularization)
+"""Methods that put something beside layers, move scale between them, drop whole blocks, merge models, or train without a mask:
+they make their own promises."""
 
 CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART)}
-"""Methods that choose connections, or work with those that are kept."""
+"""Methods that choose connections, work with those that are kept, or give layers another form."""
 
-FITTING = {"gqsa": {"pattern": "block 1x2", "group": 2}}
+FITTING = {
+    "gqsa": {"pattern": "block 1x2", "group": 2},
+    "low_rank": {"exclude": ("0.*",)},
+    "pixelfly": {"block": 4, "grid": 2, "factors": 1, "rank": 2},
+    "rps": {"compression": 5.0},
+}
 """Options with which a method suits the small networks of the suite."""
 
 
@@ -41,7 +52,7 @@ def test_every_registered_method_keeps_its_promises(name):
     check_method(CHECKED[name], **FITTING.get(name, {}))
 
 
-@pytest.mark.parametrize("cls", [AWQ, CoarseToFine, LoRC, LowRank, SmoothQuant])
+@pytest.mark.parametrize("cls", [AWQ, CoarseToFine, LoRC, SmoothQuant])
 def test_stages_that_stand_apart_are_values_with_a_page(cls):
     check_method(
         cls,
@@ -335,6 +346,100 @@ def test_changing_values_are_noticed(register):
     assert broken(register(Unequal), "is a value")
 
 
+def test_forms_that_break_their_promises_are_noticed(register):
+    @frozen
+    class Padded(Monarch):
+        """Holds a number that the table does not know, and that nothing trains."""
+
+        def forms(self, layers):
+            found = super().forms(layers)
+            return {
+                name: form if isinstance(form, str) else nn.Sequential(form, Idle())
+                for name, form in found.items()
+            }
+
+    class Idle(nn.Identity):
+        def __init__(self):
+            super().__init__()
+            self.number = nn.Parameter(torch.ones(()))
+
+    @frozen
+    class Secretive(Monarch):
+        """Keeps a scale where no file sees it, and scales its layers by it."""
+
+        def forms(self, layers):
+            found = super().forms(layers)
+            for name, form in found.items():
+                if isinstance(form, MonarchLinear):
+                    form.scale = float(layers[name].weight.detach().norm())
+                    form.register_forward_hook(lambda module, _, y: y * module.scale)
+            return found
+
+    @frozen
+    class Greedy(Monarch):
+        """Changes the layers it was only shown."""
+
+        def forms(self, layers):
+            for layer in layers.values():
+                layer.weight.data *= 2
+            return super().forms(layers)
+
+    @frozen
+    class Single(Monarch):
+        """Knows one precision."""
+
+        def forms(self, layers):
+            return {n: f if isinstance(f, str) else f.double() for n, f in super().forms(layers).items()}
+
+    @frozen
+    class Careless(Monarch):
+        """Draws from everybody's generator."""
+
+        def forms(self, layers):
+            found = super().forms(layers)
+            for form in found.values():
+                if isinstance(form, MonarchLinear):
+                    form.first.data.add_(torch.rand(()))
+            return found
+
+    kind = {"kind": "factor"}
+    assert broken(register(Padded, **kind), "every number is trained") == {"every number is trained"}
+    assert broken(register(Secretive, **kind)) == {
+        "saved state is all there is",
+        "multiplied out it is the same",
+    }
+    assert broken(register(Greedy, **kind)) == {"what stays is untouched"}
+    assert broken(register(Single, **kind)) == {"form keeps dtype and device"}
+    assert "seed decides" in broken(register(Careless, **kind))
+
+
+def test_a_wrong_count_and_a_weight_of_nan_are_noticed(register, monkeypatch):
+    import openwork.testing.promises.forms as forms
+
+    @frozen
+    class Boasting(Monarch):
+        """Is counted by somebody who cannot count."""
+
+    def miscounted(model, method):
+        done = restructure_(model, method)
+        first, *others = done.rows
+        return Restructurings((replace(first, after=first.after - 1), *others))
+
+    cls = register(Boasting, kind="factor")
+    monkeypatch.setattr(forms, "restructure_", miscounted)
+    assert broken(cls) == {"numbers are counted exactly"}
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.Tensor, "isfinite", torch.ones_like)
+    assert broken(cls, "bad weights are refused") == {"bad weights are refused"}
+
+
+def test_every_method_of_the_shelf_of_forms_is_checked():
+    shelf = {name for name, cls in registry().items() if cls.__module__.startswith("openwork.factor.")}
+    assert shelf
+    assert shelf <= CHECKED.keys()
+    assert {cls.restructures for name, cls in CHECKED.items() if name in shelf} == {True}
+
+
 def test_storages_that_disagree_are_noticed(register):
     @frozen
     class Partial(SET):
@@ -352,6 +457,12 @@ def test_what_is_neither_training_nor_pruning_is_refused():
         check_method(Method)
     with pytest.raises(ValueError, match="no promise is called speed; there are is registered"):
         check_method(SET, ["speed"])
+    with pytest.raises(
+        ValueError, match="Monarch gives layers another form, and makes no promise that zeros"
+    ):
+        check_method(Monarch, ["zeros stay zero"])
+    with pytest.raises(ValueError, match="SET leaves layers their form, and makes no promise that every"):
+        check_method(SET, ["every number is trained"])
 
 
 def test_the_finding_names_method_promise_and_place(register):

@@ -8,11 +8,12 @@
 // code * scale - zero * scale is one fused multiply-add of exact numbers (4 + 11 and 11 + 11 bits), so a weight has the bits of
 // (code - zero) * scale rounded once, and is zero where the code is the zero.
 //
-// An output is computed by one thread, in an order that depends on the level alone: not on the number of threads or samples.
-#include "activation.h"
+// An output is computed by one thread, in an order that depends on the level and, for many samples, on the width of the tile; not on
+// the number of threads.
+#include "layer.h"
+#include "padded.h"
 #include "scratch.h"
 #include "shares.h"
-#include "tiles.h"
 #include "weight.h"
 
 namespace openwork::OPENWORK_LEVEL {
@@ -71,6 +72,14 @@ struct Groups {
     }
   }
 
+  // The weights of group g.
+  OPENWORK_INLINE void decoded(std::int64_t g, float scale, float offset, float* to) const {
+    Vec number[vectors];
+    decode(codes + g, number);
+    OPENWORK_UNROLL
+    for (int v = 0; v < vectors; ++v) store(to + v * lanes, number[v] * broadcast(scale) + broadcast(offset));
+  }
+
   // Products of row r, still to be added up across the lanes. scales, offsets: of its first group and on. x: the samples,
   // `stride` floats apart, in whole groups.
   template <int samples>
@@ -116,20 +125,17 @@ struct Job {
   Activation activation;
   int threads;
 
-  // Floats from one sample to the next: whole groups.
-  std::int64_t stride() const { return (inputs + group_inputs - 1) / group_inputs * group_inputs; }
-
   // Rows [first, first + lanes) for `samples` samples.
   template <int samples, class Weight>
   void rows(const Weight& weight, std::int64_t first, const float* scales, const float* offsets, const float* in,
-            float* out) const {
+            std::int64_t stride, float* out) const {
     const std::int64_t count = smaller(lanes, outputs - first);
     Vec sum[samples][lanes];
     for (int i = 0; i < lanes; ++i) {
       Vec total[samples] = {};
       if (i < count) {
         const std::int64_t before = weight.end[first + i] - weight.end[first];
-        weight.template multiply<samples>(first + i, scales + before, offsets + before, in, stride(), total);
+        weight.template multiply<samples>(first + i, scales + before, offsets + before, in, stride, total);
       }
       OPENWORK_UNROLL
       for (int s = 0; s < samples; ++s) sum[s][i] = total[s];
@@ -145,20 +151,10 @@ struct Job {
 
   template <class Weight>
   void run(const Weight& weight) const {
-    const bool whole = inputs == stride();
-    float* packed = whole ? nullptr : scratch<float>(Scratch::shared, batch * stride());
+    const Padded padded = Padded::of(x, batch, inputs, group_inputs);
 #pragma omp parallel num_threads(threads)
     {
-      if (!whole) {
-#pragma omp for schedule(static)
-        for (std::int64_t sample = 0; sample < batch; ++sample) {
-          float* to = packed + sample * stride();
-          std::memset(to + stride() - group_inputs, 0, group_inputs * sizeof(float));
-          std::memcpy(to, x + sample * inputs, static_cast<std::size_t>(inputs) * sizeof(float));
-        }
-      }
-      const float* from = whole ? x : packed;
-
+      padded.fill();
 #pragma omp for schedule(static, 1)
       for (int share = 0; share < threads; ++share) {
         const auto boundary = [&](int s) {
@@ -170,20 +166,95 @@ struct Job {
           float* scales = scratch<float>(Scratch::own, 2 * (stop - begin + lanes));
           float* offsets = scales + (stop - begin + lanes);
           weight.prepare(begin, stop, scales, offsets);
-          std::int64_t s = 0;
-          const auto step = [&](auto samples) __attribute__((always_inline)) {
-            for (; s + samples <= batch; s += samples)
-              rows<samples>(weight, first, scales, offsets, from + s * stride(), y + s * outputs);
-          };
-          if constexpr (most_samples >= 8) step(std::integral_constant<int, 8>{});
-          if constexpr (most_samples >= 4) step(std::integral_constant<int, 4>{});
-          step(std::integral_constant<int, 2>{});
-          step(std::integral_constant<int, 1>{});
+          in_portions<most_samples>(batch, [&](auto samples, std::int64_t s) __attribute__((always_inline)) {
+            rows<samples>(weight, first, scales, offsets, padded.sample(s), padded.stride, y + s * outputs);
+          });
         }
       }
     }
   }
 };
+
+// For larger batches: samples side by side in a tile, weights decoded once for all of them. Columns are taken a block at a time,
+// whose inputs stay in the first-level cache; each row remembers how far it is.
+constexpr std::int64_t few_samples = 12;
+
+template <int width>
+struct Tile {
+  static constexpr int strip = width / lanes < 4 ? width / lanes : 4;          // vectors of a row computed at once
+  static constexpr int chains = 8 / strip;                                     // sums of each that take turns
+  static constexpr std::int64_t block = 6 * tile_width / width;                // groups of inputs
+  static constexpr std::int64_t decoded = (block + lanes) / lanes * lanes;     // room for as many, and what is read beyond
+
+  // Rows [begin, end) of y = W x, overwritten.
+  template <class Weight>
+  static void multiply(const Weight& weight, std::int64_t begin, std::int64_t end, std::int64_t inputs, const float* x, float* y) {
+    std::int64_t* next = scratch<std::int64_t>(Scratch::weights, end - begin);
+    for (std::int64_t r = begin; r < end; ++r) next[r - begin] = weight.end[r];
+    alignas(64) float numbers[block * group_inputs], scales[decoded], offsets[decoded];
+    std::int64_t behind = block;  // the first group of inputs that is not in this block
+    do {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const std::int64_t first = next[r - begin], stop = weight.end[r + 1];
+        std::int64_t g = first;
+        while (g < stop && static_cast<std::int64_t>(weight.column[g]) < behind) ++g;
+        if (g == first && behind > block) continue;
+        next[r - begin] = g;
+        weight.prepare(first, g, scales, offsets);
+        for (std::int64_t i = first; i < g; ++i) weight.decoded(i, scales[i - first], offsets[i - first], numbers + (i - first) * group_inputs);
+        for (int s = 0; s < width; s += strip * lanes)
+          add(weight.column + first, g - first, numbers, inputs, x + s, y + r * width + s, behind == block);
+      }
+      behind += block;
+    } while ((behind - block) * group_inputs < inputs);
+  }
+
+  // Adds the products of `count` groups to a strip of a row, or begins with them.
+  template <class Column>
+  static void add(const Column* column, std::int64_t count, const float* number, std::int64_t inputs, const float* x, float* y,
+                  bool begins) {
+    Vec sum[chains][strip] = {};
+    if (!begins)
+      for (int j = 0; j < strip; ++j) sum[0][j] = load(y + j * lanes);
+    const auto product = [&](int i, const float* in) __attribute__((always_inline)) {
+      const Vec w = broadcast(number[i]);
+      OPENWORK_UNROLL
+      for (int j = 0; j < strip; ++j) sum[i % chains][j] = w * load(in + i * width + j * lanes) + sum[i % chains][j];
+    };
+    for (std::int64_t k = 0; k < count; ++k, number += group_inputs) {
+      const std::int64_t from = static_cast<std::int64_t>(column[k]) * group_inputs;
+      const float* in = x + from * width;
+      if (from + group_inputs <= inputs) {
+        OPENWORK_UNROLL
+        for (int i = 0; i < group_inputs; ++i) product(i, in);
+      } else {
+        for (int i = 0; i < group_inputs && from + i < inputs; ++i) {
+          const Vec w = broadcast(number[i]);
+          for (int j = 0; j < strip; ++j) sum[0][j] = w * load(in + i * width + j * lanes) + sum[0][j];
+        }
+      }
+    }
+    for (int j = 0; j < strip; ++j) {
+      for (int c = 1; c < chains; ++c) sum[0][j] += sum[c][j];
+      store(y + j * lanes, sum[0][j]);
+    }
+  }
+};
+
+template <class Weight>
+void run_tiles(const Weight& weight, const Job& job) {
+  constexpr int most_parts = 256;
+  std::int32_t rows[most_parts + 1];
+  const int parts = job.threads < most_parts ? job.threads : most_parts;
+  for (int p = 0; p <= parts; ++p) {
+    const std::int64_t first = share_begin(weight.end, job.outputs, 2, p, parts);
+    rows[p] = static_cast<std::int32_t>(p == parts ? job.outputs : first / row_alignment * row_alignment);
+  }
+  const Layer layer{job.x, job.y, job.batch, job.inputs, job.outputs, job.bias, job.activation, rows, parts};
+  run_layer(layer, job.threads, [&](auto width, std::int64_t part, const float* x, float* y) {
+    Tile<width>::multiply(weight, rows[part], rows[part + 1], job.inputs, x, y);
+  });
+}
 
 }  // namespace
 
@@ -197,8 +268,10 @@ KERNEL(group_int4_linear, Address x, Address y, std::int64_t batch, std::int64_t
   const auto run = [&](auto column, auto statistic) {
     using Column = decltype(column);
     using Statistic = decltype(statistic);
-    job.run(Groups<Column, Statistic>{at<const Column>(columns), at<const std::uint64_t>(codes), at<const Statistic>(scales),
-                                      at<const Statistic>(zeros), at<const std::int64_t>(ends)});
+    const Groups<Column, Statistic> weight{at<const Column>(columns), at<const std::uint64_t>(codes), at<const Statistic>(scales),
+                                           at<const Statistic>(zeros), at<const std::int64_t>(ends)};
+    if (batch < few_samples) job.run(weight);
+    else run_tiles(weight, job);
   };
   const auto with_column = [&](auto column) {
     if (bfloat16) run(column, BFloat16{});

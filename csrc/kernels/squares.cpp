@@ -6,7 +6,7 @@
 //
 // An output is computed by one thread, in an order that depends on the level alone: not on the number of threads or samples.
 #include "activation.h"
-#include "scratch.h"
+#include "padded.h"
 #include "shares.h"
 #include "tiles.h"
 #include "weight.h"
@@ -98,17 +98,15 @@ struct Job {
   Activation activation;
   int threads;
 
-  // Floats from one sample to the next: whole squares.
-  std::int64_t stride() const { return (inputs + side - 1) / side * side; }
   std::int64_t bands() const { return (outputs + side - 1) / side; }
 
   // The bands [first, first + 4), as far as there are such, for `samples` samples.
   template <int samples, class Weight>
-  void rows(const Weight& weight, std::int64_t first, const float* in, float* out) const {
+  void rows(const Weight& weight, std::int64_t first, const float* in, std::int64_t stride, float* out) const {
     Vec sum[samples][vectors][bundle] = {};
     for (std::int64_t i = 0; i < smaller(bundle, bands() - first); ++i) {
       Vec total[samples][vectors];
-      weight.template multiply<samples>(first + i, in, stride(), total);
+      weight.template multiply<samples>(first + i, in, stride, total);
       OPENWORK_UNROLL
       for (int s = 0; s < samples; ++s) {
         OPENWORK_UNROLL
@@ -137,20 +135,10 @@ struct Job {
 
   template <class Weight>
   void run(const Weight& weight) const {
-    const bool whole = inputs == stride();
-    float* packed = whole ? nullptr : scratch<float>(Scratch::shared, batch * stride());
+    const Padded padded = Padded::of(x, batch, inputs, side);
 #pragma omp parallel num_threads(threads)
     {
-      if (!whole) {
-#pragma omp for schedule(static)
-        for (std::int64_t sample = 0; sample < batch; ++sample) {
-          float* to = packed + sample * stride();
-          std::memset(to + stride() - side, 0, side * sizeof(float));
-          std::memcpy(to, x + sample * inputs, static_cast<std::size_t>(inputs) * sizeof(float));
-        }
-      }
-      const float* from = whole ? x : packed;
-
+      padded.fill();
 #pragma omp for schedule(static, 1)
       for (int share = 0; share < threads; ++share) {
         const auto boundary = [&](int s) {
@@ -158,16 +146,9 @@ struct Job {
         };
         const std::int64_t last = boundary(share + 1);
         for (std::int64_t first = boundary(share); first < last; first += bundle) {
-          std::int64_t s = 0;
-          const auto step = [&](auto samples) __attribute__((always_inline)) {
-            for (; s + samples <= batch; s += samples) rows<samples>(weight, first, from + s * stride(), y + s * outputs);
-          };
-          if constexpr (most_samples >= 8) {
-            step(std::integral_constant<int, 8>{});
-            step(std::integral_constant<int, 4>{});
-          }
-          step(std::integral_constant<int, 2>{});
-          step(std::integral_constant<int, 1>{});
+          in_portions<most_samples>(batch, [&](auto samples, std::int64_t s) __attribute__((always_inline)) {
+            rows<samples>(weight, first, padded.sample(s), padded.stride, y + s * outputs);
+          });
         }
       }
     }

@@ -11,8 +11,13 @@ from torch import Tensor
 
 from openwork.allocation import exact_counts
 from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.quantizing import quantized_solution
 from openwork.method import method
 from openwork.patterns import FanIn, Groups, Pattern
+from openwork.quantization import Grid, Group
+from openwork.quantization.columns import ColumnQuantizer
+from openwork.quantization.grouped import groups_of
+from openwork.quantization.named import grid
 from openwork.reconstruction.sweep import Choose, sweep
 
 
@@ -29,6 +34,10 @@ class SparseGPT(Calibrated):
     earlier columns have left them. The mask of 128 columns at a time is chosen together, rows competing with one another; with
     n:m, the mask of each group of m. All rows share one factorisation.
 
+    With a ``grid`` it quantises in the same sweep: a weight that stays is rounded when its column's turn comes, and those still
+    to come make up for both. Scales of a group are fitted to its weights as the sweep has left them, without those pruned so far.
+    Codes are in the parts of the calibration under ``"quantized"``, as those of :class:`openwork.GPTQ`.
+
     The result is not the best for its mask, because columns that are settled never change again: ``[SparseGPT(...), Refit()]``
     gives that.
 
@@ -36,15 +45,29 @@ class SparseGPT(Calibrated):
         damping: added to the diagonal of ``H``, relative to its mean; raised tenfold where the factorisation fails.
         block: inputs whose mask is chosen together. All at once would lose the adaptivity, one at a time would force the same
             sparsity on every input.
+        grid: levels with one at zero, by name (:func:`openwork.quantization.grid`) or as a value; None (default) rounds nothing.
+            The authors' is ``"int4"``.
+        group: consecutive inputs of a row that share a scale, or "row" (the authors').
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
 
     damping: float = 0.01
     block: int = 128
+    grid: str | Grid | None = None
+    group: Group = "row"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        groups_of(1, self.group)
+        if self.group == "tensor":
+            raise ValueError(
+                "the scale of a whole tensor cannot be fitted on the way: group is a number or 'row'"
+            )
+        if self.grid is not None and not grid(self.grid).holds_zero:
+            raise ValueError(
+                f"pruned weights are zero, and {self.grid} has no level there: use zero='integer'"
+            )
         if self.damping < 0 or self.block < 1:
             raise ValueError(
                 f"damping is at least 0 and block at least 1; got {self.damping} and {self.block}"
@@ -53,8 +76,14 @@ class SparseGPT(Calibrated):
     def solve(self, layer: Layer) -> Solution:
         every, choose = _by_slices(layer, self.block)
         factor = layer.inverse_factor(self.damping)
-        swept = sweep(layer.dense, factor, layer.mask, choose=choose, every=every)
-        return Solution(swept.weight, swept.mask)
+        if self.grid is None:
+            swept = sweep(layer.dense, factor, layer.mask, choose=choose, every=every)
+            return Solution(swept.weight, swept.mask)
+        out, inputs = layer.dense.shape
+        rounding = ColumnQuantizer(grid(self.grid), (out, inputs), self.group, like=factor)
+        swept = sweep(layer.dense, factor, layer.mask, choose=choose, every=every, quantize=rounding)
+        quantized = quantized_solution(replace(layer, mask=swept.mask), rounding.result())
+        return replace(quantized, mask=swept.mask)
 
 
 def _by_slices(layer: Layer, block: int) -> tuple[int, Choose]:

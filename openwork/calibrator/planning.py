@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from openwork.allocation import allocation, exact_counts
@@ -45,7 +44,7 @@ def restricted(stage: N, dense: Mapping[str, str]) -> N:
 
 
 def planned(
-    model: nn.Module, stage: Method, dense: Mapping[str, str], measures: Mapping[str, float] | None = None
+    model: nn.Module, stage: Method, dense: Mapping[str, str], measures: Mapping[str, Tensor] | None = None
 ) -> Plan:
     """The plan of one stage.
 
@@ -53,10 +52,9 @@ def planned(
         model: as it is.
         stage: of the recipe.
         dense: of :func:`left_dense`.
-        measures: parameter -> the number that the stage's :class:`LayerAllocation` makes of it.
+        measures: parameter -> what the stage's :class:`LayerAllocation` finds in it.
     """
-    scores = None if measures is None else {name: torch.tensor(m) for name, m in measures.items()}
-    found = plan(model, restricted(stage, dense), scores)
+    found = plan(model, restricted(stage, dense), measures)
     rows = (
         dataclasses.replace(row, why=f"dense: {dense[row.name]}")
         if row.name in dense and not row.sparse

@@ -75,8 +75,9 @@ _SETTINGS = {"use_cache": False, "_experts_implementation_internal": "eager"}
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Inside this, dropout and caches are off."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Inside this, dropout and caches are off. What takes the place of a module meanwhile comes out in the mode of that one."""
+    modules = dict(model.named_modules())
+    modes = {name: module.training for name, module in modules.items()}
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     held = [(c, key, getattr(c, key)) for c in configs.values() for key in _SETTINGS if hasattr(c, key)]
     try:
@@ -85,7 +86,11 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             setattr(config, key, _SETTINGS[key])
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        known = {id(module) for module in modules.values()}
+        for name, module in model.named_modules():
+            if id(module) not in known and name in modes:
+                module.train(modes[name])
+        for name, module in modules.items():
+            module.training = modes[name]
         for config, key, value in held:
             setattr(config, key, value)

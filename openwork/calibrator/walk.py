@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from openwork.blocks import Matrix, matrices, stacks
@@ -29,7 +30,7 @@ from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
 from openwork.calibrator.workshop import Workshop
 from openwork.layer_allocation import LayerAllocation, Seen
-from openwork.plan import Plan, unwrapped
+from openwork.plan import Plan, prunable, unwrapped
 from openwork.progress import phase
 
 SAMPLES = 2048
@@ -129,6 +130,8 @@ class _Walk:
         every = {name: row for some in reversed(rows) for name, row in some.items()}
         self.layers = [m for row in every.values() for m in matrices(row.weight)]
         masks = {name: beginning(row, self.given) for name, row in every.items()}
+        self.beside = [w for w in prunable(self.model) if w.name in self.given and w.name not in every]
+        masks |= {w.name: self.given[w.name].clone() for w in self.beside}
         shop = Workshop(self.stages, rows, masks, self.undo, measure_errors=self.wanted.gram)
         with phase("calibrating", self.depth) as progress:
             for stack in self.stacks:
@@ -160,9 +163,27 @@ class _Walk:
     ) -> None:
         layers = _inside(block, self.layers)
         targets = None if second is None else second.advance(keep=True)
-        if not layers:
+        inside = {id(p) for p in block.parameters()}
+        beside = [w for w in self.beside if id(w.parameter) in inside]
+        if not layers and not beside:
             return
         self.undo.remember(block)
+        if layers:
+            self._work(index, name, block, layers, stream, targets, shop)
+        for weight in beside:  # pruned by the masks to begin with, and left alone by every stage
+            weight.oriented(weight.parameter.detach()).masked_fill_(~shop.masks[weight.name], 0)
+
+    def _work(
+        self,
+        index: int,
+        name: str,
+        block: nn.Module,
+        layers: Sequence[Matrix],
+        stream: Stream,
+        targets: Sequence[Tensor] | None,
+        shop: Workshop,
+    ) -> None:
+        """Let the recipe work on the layers of a block."""
         if self.checkpoint is not None and self.checkpoint.restore(index, block, layers, shop):
             return
         before = len(shop.lines)
@@ -209,11 +230,12 @@ class _Walk:
         measures = None if rule is None else self._measures(stage, rule)
         return planned(self.model, stage, self.dense, measures)
 
-    def _measures(self, stage: Stage, rule: LayerAllocation) -> dict[str, float]:
+    def _measures(self, stage: Stage, rule: LayerAllocation) -> dict[str, Tensor]:
         """What an allocation makes of each parameter, from one pass through the dense model."""
         rows = planned(self.model, replace(stage, allocation="uniform"), self.dense).sparse
         layers = [m for row in rows if not row.fixed for m in matrices(row.weight)]
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Tensor]] = {}
+        wanted = Wanted(samples=rule.samples)
         with phase("measuring layers", self.depth) as progress:
             for stack in self.stacks:
                 with closing(
@@ -221,13 +243,13 @@ class _Walk:
                 ) as stream:
                     for block in stack.blocks.values():
                         inside = _inside(block, layers)
-                        collected, _ = self._collect(block, inside, stream, Wanted(), keep=False)
+                        collected, _ = self._collect(block, inside, stream, wanted, keep=False)
                         seen = [Seen(m.matrix(m.weight.parameter.detach()), collected[m]) for m in inside]
                         for m, number in zip(inside, rule.measure(seen) if seen else [], strict=True):
-                            found.setdefault(m.weight.name, []).append(number)
+                            found.setdefault(m.weight.name, []).append(torch.as_tensor(number))
                         stream.advance()
                         progress.advance()
-        return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+        return {name: torch.stack(numbers).mean(0) for name, numbers in found.items()}
 
 
 def _inside(block: nn.Module, layers: Sequence[Matrix]) -> list[Matrix]:

@@ -31,6 +31,12 @@ app.command(
 )
 app.command("openwork.cli.demo:demo", name="demo", help="Train a small sparse network here and measure it.")
 app.command("openwork.cli.inspect:inspect", name="inspect", help="Show what is in a file without loading it.")
+app.command(
+    "openwork.cli.delta:delta", name="delta", help="Write a fine-tuned model as a thin delta of its base."
+)
+app.command(
+    "openwork.cli.merge:merge", name="merge", help="Merge fine-tuned transformers, folders to folder."
+)
 app.command("openwork.cli.plan:plan", name="plan", help="Show what a method would make of a model.")
 app.command(
     "openwork.cli.prune:prune", name="prune", help="Make a trained transformer sparse, folder to folder."

@@ -22,6 +22,7 @@ def compare(
     steps: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 300,
     batch: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 64,
     learning_rate: float = 0.003,
+    split: str = "erk",
     out: Path = Path("openwork-compare"),
     json: JSON = False,
 ) -> int:
@@ -50,6 +51,9 @@ def compare(
         Examples a step.
     learning_rate
         Of Adam at the start.
+    split
+        How connections are shared among layers, the same for all methods but those that find it themselves: an allocation, or
+        "own" for the default of each method.
     out
         Folder for runs.jsonl, one line a finished run.
     """
@@ -75,6 +79,7 @@ def compare(
         steps=steps,
         batch_size=batch,
         learning_rate=learning_rate,
+        split=None if split == "own" else split,
     )
     table: list[Line] = []
     complete = False

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from openwork.compare.contest import Contestant, Setting, Trained, train
-from openwork.compare.field import field
+from openwork.compare.field import SPLIT, field
 from openwork.compare.ledger import Cell, Ledger, key
 from openwork.compare.perceptrons import Perceptrons
 from openwork.compare.table import thousands
@@ -39,6 +39,7 @@ class Comparison:
         steps: optimizer steps of every run: Adam, its learning rate falling to zero along a cosine.
         batch_size: examples a step.
         learning_rate: at the start.
+        split: the allocation of all methods but those of which it is a part; None leaves each its default.
     """
 
     task: Task
@@ -49,6 +50,7 @@ class Comparison:
     steps: int = 300
     batch_size: int = 64
     learning_rate: float = 0.003
+    split: str | None = SPLIT
 
     @property
     def setting(self) -> Setting:
@@ -58,7 +60,8 @@ class Comparison:
     def groups(self) -> dict[float, list[Contestant]]:
         """Sparsity -> who takes part at it. The dense network is alone, at 0."""
         return {0.0: [Contestant("dense")]} | {
-            s: field(self.methods, s, self.steps, self.model) for s in self.sparsities
+            s: field(self.methods, s, self.steps, self.model, split=self.split, examples=len(self.task.train))
+            for s in self.sparsities
         }
 
     def record(self) -> dict[str, Any]:
@@ -193,6 +196,7 @@ def as_json(comparison: Comparison, table: Sequence[Line]) -> dict[str, object]:
     return {
         **comparison.record(),
         "sparsities": list(comparison.sparsities),
+        "split": comparison.split or "own",
         "seeds": list(comparison.seeds),
         "lines": [asdict(line) for line in table],
     }

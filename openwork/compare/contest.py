@@ -154,28 +154,30 @@ class _Lesson:
         """Dense, or by a method that works while the model trains."""
         if method is not None and can_be_stored(method):
             to_sparse_(model, method)
-        optimizer, scheduler = self._optimizer(model)
+        optimizer, scheduler = self._optimizer(model, self.setting.steps)
         sparsifier = None if method is None else attach(model, optimizer, method)
         run = self._fit(model, optimizer, scheduler, self.setting.steps, self.seed)
         return run, training_state(model, optimizer, sparsifier), sparsifier
 
     def pruned(self, model: nn.Module, method: Pruning, pruned_at: float) -> Taught:
-        """Dense for a while, pruned, and trained on with what is left."""
+        """Dense for a while, pruned, and what is left trained for the rest.
+
+        The learning rate begins anew, as of two trainings (rewinding: Renda et al., Comparing Rewinding and Fine-tuning in
+        Neural Network Pruning, ICLR 2020): at the end of the first it is zero, and nothing could recover.
+        """
         before = round(pruned_at * self.setting.steps)
-        optimizer, scheduler = self._optimizer(model)
+        optimizer, scheduler = self._optimizer(model, before)
         first = self._fit(model, optimizer, scheduler, before, self.seed)
-        masks = sparsify_(model, method, data=self._batches()).masks
-        if before == 0:
-            to_sparse_(model, masks)
-            optimizer, scheduler = self._optimizer(model)
-        sparsifier = attach(model, optimizer, KeepZeros(), masks=None if before == 0 else masks)
+        to_sparse_(model, sparsify_(model, method, data=self._batches()).masks)
+        optimizer, scheduler = self._optimizer(model, self.setting.steps - before)
+        sparsifier = attach(model, optimizer, KeepZeros())
         # the order of data goes on in another epoch, not from the beginning
         second = self._fit(model, optimizer, scheduler, self.setting.steps - before, self.seed + (1 << 32))
         return _joined(first, second), training_state(model, optimizer, sparsifier), sparsifier
 
-    def _optimizer(self, model: nn.Module) -> tuple[Adam, CosineAnnealingLR]:
+    def _optimizer(self, model: nn.Module, steps: int) -> tuple[Adam, CosineAnnealingLR]:
         optimizer = Adam(model.parameters(), lr=self.setting.learning_rate)
-        return optimizer, CosineAnnealingLR(optimizer, self.setting.steps)
+        return optimizer, CosineAnnealingLR(optimizer, max(1, steps))
 
     def _batches(self) -> list[Batch]:
         train, size = self.setting.task.train, self.setting.batch_size

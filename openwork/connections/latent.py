@@ -45,6 +45,7 @@ class LatentConnections(MaskedConnections):
         self._faded = torch.zeros_like(self.asleep)
         self._strength = torch.ones((), dtype=torch.float64)
         self._threshold = torch.zeros((), dtype=torch.float64)
+        self._gates: Tensor | None = None
         self._stepping = False
         super().__init__(
             weight, pattern, optimizers, positions=positions, momentum=momentum, activations=activations
@@ -88,6 +89,18 @@ class LatentConnections(MaskedConnections):
             return None
         return torch.where(self._faded, float(self._strength), torch.ones_like(self.latent))
 
+    def gate(self, strengths: Tensor) -> None:
+        """Show what the pattern keeps together at a strength of its own: ``[rows, competitors]`` of its grid."""
+        self._gates = strengths.to(self.latent, copy=True)
+        self._show()
+
+    def gates(self) -> Tensor:
+        """The strength of every weight by :meth:`gate`, of the parameter's shape; ones where there are none."""
+        if self._gates is None:
+            return torch.ones_like(self.latent)
+        whole = self._gates.unsqueeze(-1).expand(-1, -1, self.grid.atom)
+        return self.weight.restored(self.grid.unview(whole, self.weight.shape))
+
     @property
     def threshold(self) -> float:
         """By how much the network sees every weight closer to zero than it is; 0 by default."""
@@ -124,7 +137,8 @@ class LatentConnections(MaskedConnections):
         self._show()
 
     def remembered(self) -> dict[str, Tensor]:
-        return {
+        gates = {} if self._gates is None else {"gates": self._gates}
+        return gates | {
             "latent": self.latent,
             "asleep": self.asleep,
             "faded": self._faded,
@@ -148,6 +162,8 @@ class LatentConnections(MaskedConnections):
             seen = self.latent if strength is None else strength * self.latent
             if threshold := self.threshold:
                 seen = torch.where(seen.abs() > threshold, seen - threshold * seen.sign(), 0)
+            if self._gates is not None:
+                seen = seen * self.gates()
             self.weight.parameter.copy_(seen)
             self.weight.parameter.masked_fill_(self.inactive, 0)
 

@@ -46,6 +46,7 @@ class LowRank(Calibrated):
     """
 
     reads_zeros: ClassVar[bool] = True
+    restructures: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
 
     ratio: float = 0.8

@@ -28,9 +28,10 @@ class RPS(Restructuring):
 
         W_i = c_l g_i A[h(i)]         dL/dA_j = sum over i with h(i) = j of c_l g_i G_i, divided by the sum of their c_l^2
 
-    with ``c_l`` the ratio of the layer's deviation to that of ``A``, ``g_i`` a sign and ``h`` a hash. The division keeps the step
-    in weight space independent of how many connections read a cell. It saves memory, not arithmetic: a layer computes with
-    its weight, made anew in every pass.
+    with ``c_l`` the ratio of the layer's deviation at the start (He's) to that of ``A``, ``g_i`` a sign and ``h`` a hash: all
+    three follow from shapes and seed, and a file need hold the array alone. The division keeps the step in weight space
+    independent of how many connections read a cell. It saves memory, not arithmetic: a layer computes with its weight, made
+    anew in every pass.
 
     Args:
         compression: how many connections there are for each cell of the array.
@@ -58,14 +59,14 @@ class RPS(Restructuring):
         weights = [layer.weight.detach() for layer in layers.values()]
         total = sum(w.numel() for w in weights)
         cells = math.ceil(total / self.compression - 1e-9)
-        deviation = float(torch.cat([w.flatten() for w in weights]).double().square().mean().sqrt()) or 1.0
         firsts = [sum(w.numel() for w in weights[:i]) for i in range(len(weights))]
         if cells == total and self.sharing == "stable":
             memory, scales = torch.cat([w.flatten() for w in weights]), [1.0] * len(weights)
         else:
+            deviations = [math.sqrt(2.0 / w.shape[1]) for w in weights]
+            mean = math.sqrt(sum(w.numel() * d * d for w, d in zip(weights, deviations, strict=True)) / total)
             drawn = torch.randn(cells, generator=self.generator("memory"), dtype=torch.float64)
-            memory = (deviation * drawn).to(weights[0])
-            scales = [float(w.double().square().mean().sqrt()) / deviation for w in weights]
+            memory, scales = (mean * drawn).to(weights[0]), [d / mean for d in deviations]
         users = torch.full((cells,), 1e-6, dtype=torch.float64)
         for w, first, scale in zip(weights, firsts, scales, strict=True):
             where = places(

@@ -22,6 +22,7 @@ class Card:
         speed: rows ``what``, ``dense``, ``sparse``, and where it was measured.
         sparse: whether the folder holds only kept weights, so that it takes openwork to load it.
         loader: the class of transformers that loads it.
+        done: what was done to the base, in two words.
     """
 
     base: str
@@ -32,6 +33,7 @@ class Card:
     speed: Sequence[Mapping[str, object]] = ()
     sparse: bool = False
     loader: str = "AutoModel"
+    done: str = "made sparse"
     tags: Sequence[str] = field(default=("openwork", "sparse", "pruned"))
 
     def __str__(self) -> str:
@@ -41,7 +43,7 @@ class Card:
             "---\nlibrary_name: transformers\ntags:\n"
             + "\n".join(f"- {tag}" for tag in self.tags)
             + "\n---\n",
-            f"# {self.base}, made sparse\n",
+            f"# {self.base}, {self.done}\n",
             f"Made from `{self.base}` by openwork {openwork.__version__}.",
         ]
         if total:
@@ -65,7 +67,10 @@ class Card:
             f"model = {self.loader}.from_pretrained(folder)",
         ]
         if self.sparse:
-            lines = ["import openwork.hf  # without it, transformers goes on with random weights", *lines]
+            lines = [
+                "import openwork.hf  # so that transformers knows the storage; it refuses the weights without",
+                *lines,
+            ]
         return "## Use\n\n```python\n" + "\n".join(lines) + "\n```\n"
 
 

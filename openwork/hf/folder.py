@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from openwork.durable import FileError
 from openwork.files.container import write
 from openwork.files.names import plain_state, shared_names
+from openwork.files.stubs import stubs
 from openwork.files.writing import arranged
 from openwork.hf.card import Card
 from openwork.hf.storage import SparseStorageConfig
@@ -37,15 +38,23 @@ def load(folder: str | os.PathLike[str], *, dense: bool = False, dtype: torch.dt
 
     Returns:
         A ``transformers.PreTrainedModel`` in evaluation mode.
+
+    Raises:
+        FileError: the folder, its configuration or its weights are not those of a model.
     """
-    folder = _existing(folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    record = getattr(config, "quantization_config", None)
-    if dense and isinstance(record, dict) and record.get("quant_method") == "openwork":
-        record["dense"] = True
-    names = [name for name in config.architectures or () if hasattr(transformers, name)]
-    cls = getattr(transformers, names[0]) if names else transformers.AutoModel
-    return cls.from_pretrained(folder, config=config, dtype=dtype)
+    folder = existing(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        record = getattr(config, "quantization_config", None)
+        if dense and isinstance(record, dict) and record.get("quant_method") == "openwork":
+            record["dense"] = True
+        names = [name for name in config.architectures or () if hasattr(transformers, name)]
+        cls = getattr(transformers, names[0]) if names else transformers.AutoModel
+        return cls.from_pretrained(folder, config=config, dtype=dtype)
+    except FileError:
+        raise
+    except Exception as error:  # transformers says in many ways that a folder is none of its own
+        raise FileError(f"{folder}: no model can be loaded from there ({error})") from error
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
@@ -55,7 +64,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
         FileError: the folder has none.
     """
     try:
-        return transformers.AutoTokenizer.from_pretrained(_existing(folder))
+        return transformers.AutoTokenizer.from_pretrained(existing(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{folder}: no tokenizer can be loaded from there ({error})") from error
 
@@ -79,7 +88,8 @@ def save(
         folder: to write; there must be nothing yet.
         tokenizer: to save beside it.
         storage: ``"dense"``: an ordinary folder with zeros in it, for any program. ``"sparse"``: kept weights and compact
-            indices, smaller by the share that is kept; transformers loads it after ``import openwork.hf``. Linear layers
+            indices, smaller by the share that is kept; transformers loads it after ``import openwork.hf`` and refuses it
+            without. Linear layers
             with zeros come back as :class:`~openwork.SparseLinear`, tied ones excepted; other parameters come back dense.
         masks: what :func:`openwork.sparsify_` says is kept, ``[out, in]`` by parameter name, where kept weights may be zero;
             only the sparse storage has a place for them.
@@ -152,7 +162,7 @@ def _save_sparse(
         del config.quantization_config
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    write(folder / WEIGHTS, arrays, header.metadata())
+    write(folder / WEIGHTS, arrays | stubs(header, arrays), header.metadata())
 
 
 def _as_held(model: Any, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -207,7 +217,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _existing(folder: str | os.PathLike[str]) -> str:
+def existing(folder: str | os.PathLike[str]) -> str:
     """A folder as transformers takes it. What looks like a path and is none must not be asked of the hub."""
     path = Path(folder)
     text = os.fspath(folder)

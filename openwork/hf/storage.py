@@ -2,6 +2,7 @@
 
 A folder whose ``config.json`` says ``"quantization_config": {"quant_method": "openwork"}`` has in ``model.safetensors`` a file
 of :func:`openwork.save`: kept values and compact indices under the model's own names, and a header with a SHA-256 of each.
+Beside them are stubs, so that transformers refuses the folder where openwork was not imported.
 transformers offers hooks to formats of quantisation; this page serves three of them:
 
 - before the weights are read: prove that the file is what was written, and give each layer, which has no memory yet, places
@@ -13,6 +14,7 @@ transformers offers hooks to formats of quantisation; this page serves three of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from openwork.durable import FileError
 from openwork.files.container import opened_together
 from openwork.files.header import DTYPES, Entry, Header, weight_of
 from openwork.files.reading import read_layout, read_one
+from openwork.files.stubs import found_stubs, stubs
 from openwork.files.writing import arranged
 from openwork.layouts.linear import SparseLinear
 from openwork.layouts.stored import Stored, arrays
@@ -75,6 +78,9 @@ class SparseStorage(HfQuantizer):  # type: ignore[misc]  # transformers is not a
             header = read_layout(container)
             for name, entry in header.tensors.items():
                 read_one(container, header, name, entry)  # it goes on only when every array is proven
+            empty = found_stubs(header, container)
+        known: set[str] = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or set()
+        vars(model)["_keys_to_ignore_on_load_unexpected"] = known | {f"^{re.escape(name)}$" for name in empty}
         layers = () if self.quantization_config.dense else tuple(map(weight_of, header.sparse_layers))
         # another head, or none: transformers tells what it left out
         names = _own_names(model, header.tensors)
@@ -109,7 +115,7 @@ class SparseStorage(HfQuantizer):  # type: ignore[misc]  # transformers is not a
         """Arrays and header for ``save_pretrained``, and so for the checkpoints of ``Trainer``."""
         dense = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         content, header = arranged(model, as_is=dense)
-        return content, header.metadata()
+        return content | stubs(header, content), header.metadata()
 
     def is_serializable(self) -> bool:
         """``save_pretrained`` works."""

@@ -9,11 +9,12 @@ Rows go in groups of four, whose masks for 16 columns are one word.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openwork.kernels import inference, linear, native
+from openwork.kernels import inference
 from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import row_of
 
@@ -26,17 +27,14 @@ MASK_BITS = 16
 VALUE_PADDING = 16
 """Values behind the last that may be read."""
 
+POSITION_WORK = 4
+"""Multiply-adds of a large batch that take about as long as one position (`native.threads`)."""
+
 LARGEST_BATCH = 6
 """Samples computed together with AVX-512 (2 below); larger batches go in pieces."""
 
-_library = torch.library.Library("openwork", "FRAGMENT")
-_library.define(
-    "bitmasked_linear(Tensor x, Tensor masks, Tensor values, Tensor first, Tensor? scales, Tensor? bias, SymInt outputs,"
-    " str activation) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
+@inference.operator
 @dataclass(frozen=True, eq=False)
 class Bitmasked(inference.Arrangement):
     """A frozen sparse matrix as bits and packed values; made by `bitmask_rows`.
@@ -49,11 +47,32 @@ class Bitmasked(inference.Arrangement):
         scales: float32 [outputs], of int8 weights.
     """
 
+    operator: ClassVar[str] = "bitmasked_linear"
+
     shape: tuple[int, int]
     masks: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
     first: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
+
+    def arguments(self) -> tuple[int, ...]:
+        """Addresses and the type of the values."""
+        return (
+            self.masks.data_ptr(), self.values.data_ptr(), self.first.data_ptr(),
+            inference.WEIGHT_DTYPES.index(self.values.dtype), inference.address(self.scales),
+        )  # fmt: skip
+
+    def work(self, samples: int) -> int:
+        """All positions are multiplied, kept or not."""
+        return self.masks.numel() * GROUP_ROWS * MASK_BITS * samples * POSITION_WORK
+
+    def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """In plain PyTorch."""
+        rows, columns = positions(self.masks)
+        values = self.values[: rows.numel()]
+        return inference.gathered_linear(
+            x, columns, values, rows, bias, self.shape[0], activation, self.scales
+        )
 
 
 def bitmask_rows(
@@ -92,75 +111,8 @@ def bitmask_rows(
     return Bitmasked(shape, masks, in_large_pages(packed), crow.long()[starts], scales)
 
 
-def bitmasked_linear(
-    x: Tensor, bitmasked: Bitmasked, bias: Tensor | None = None, activation: str = "none"
-) -> Tensor:
-    """`activation(x W^T + bias)`, float32 on the CPU, without gradients; the same bits for every number of
-    threads.
-
-    Args:
-        x: [..., inputs].
-        bitmasked: from `bitmask_rows`.
-        bias: [outputs].
-        activation: one of `linear.ACTIVATIONS`.
-
-    Returns:
-        [..., outputs].
-    """
-    outputs = bitmasked.shape[0]
-    samples = inference.check_inputs(x, bitmasked.shape, bias, activation)
-    compute = torch.ops.openwork.bitmasked_linear if linear.is_traced(samples, bias) else _bitmasked_linear
-    y: Tensor = compute(
-        samples,
-        bitmasked.masks,
-        bitmasked.values,
-        bitmasked.first,
-        bitmasked.scales,
-        bias,
-        outputs,
-        activation,
-    )
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
-
-
-def _bitmasked_linear(
-    x: Tensor,
-    masks: Tensor,
-    values: Tensor,
-    first: Tensor,
-    scales: Tensor | None,
-    bias: Tensor | None,
-    outputs: int,
-    activation: str,
-) -> Tensor:
-    if not native.enabled():
-        rows, columns = positions(masks)
-        return inference.gathered_linear(
-            x, columns, values[: rows.numel()], rows, bias, outputs, activation, scales
-        )
-    x = x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(x.shape[0], outputs)
-    native.kernels().bitmasked_linear(
-        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, masks.data_ptr(), values.data_ptr(),
-        first.data_ptr(), inference.WEIGHT_DTYPES.index(values.dtype),
-        0 if scales is None else scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        linear.ACTIVATIONS.index(activation),
-        native.threads(masks.numel() * GROUP_ROWS * MASK_BITS * x.shape[0]),
-    )  # fmt: skip
-    return y
-
-
 def positions(masks: Tensor) -> tuple[Tensor, Tensor]:
     """(row, column) of every bit, int64, in the order of the values."""
     bits = torch.bitwise_right_shift(masks[:, :, None], torch.arange(GROUP_ROWS * MASK_BITS)) & 1
     group, block, bit = bits.nonzero(as_tuple=True)
     return group * GROUP_ROWS + bit // MASK_BITS, block * MASK_BITS + bit % MASK_BITS
-
-
-_library.impl("bitmasked_linear", _bitmasked_linear, "CPU")
-torch.library.register_fake(
-    "openwork::bitmasked_linear",
-    lambda x, masks, values, first, scales, bias, outputs, activation: x.new_empty(x.shape[0], outputs),
-    lib=_library,
-)

@@ -13,11 +13,12 @@ Paper: Zeng et al., "GQSA: Group Quantization and Sparsity", IJCNLP-AACL 2025, a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openwork.kernels import inference, linear, native
+from openwork.kernels import inference
 from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import validate
 
@@ -30,20 +31,24 @@ LARGEST_CODE = 15
 STATISTIC_DTYPES = (torch.float16, torch.bfloat16)
 """What scales and zeros may be."""
 
+FEW_SAMPLES = 12
+"""From so many on samples lie side by side in tiles, and weights are decoded once for all of a tile."""
+
 PADDING = 64
 """Groups behind the last that may be read."""
 
-_library = torch.library.Library("openwork", "FRAGMENT")
-_library.define(
-    "group_int4_linear(Tensor x, Tensor columns, Tensor codes, Tensor scales, Tensor zeros, Tensor ends, Tensor? bias,"
-    " str activation) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+CODE_WORK = 4
+"""Multiply-adds of a large batch that take about as long as decoding a weight and multiplying it (`native.threads`)."""
 
 
+@inference.operator
 @dataclass(frozen=True, eq=False)
 class Int4Groups(inference.Arrangement):
     """A frozen weight [outputs, inputs] in groups of 4-bit codes; made by `int4_groups`.
+
+    Results have the same bits for every number of samples below :data:`FEW_SAMPLES`; above, the order of additions
+    depends on how wide a tile they fill. NaN or infinity in an input reaches the outputs that keep its group, also where
+    the weight is zero.
 
     Attributes:
         shape: (outputs, inputs).
@@ -54,12 +59,41 @@ class Int4Groups(inference.Arrangement):
         ends: int64 [outputs + 1]: row r has the groups from ends[r] to ends[r + 1].
     """
 
+    operator: ClassVar[str] = "group_int4_linear"
+
     shape: tuple[int, int]
     columns: Tensor = field(repr=False)
     codes: Tensor = field(repr=False)
     scales: Tensor = field(repr=False)
     zeros: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
+
+    @property
+    def kept(self) -> int:
+        """Groups."""
+        return self.columns.numel() - PADDING
+
+    def arguments(self) -> tuple[int, ...]:
+        """Addresses and types."""
+        return (
+            self.columns.data_ptr(), self.codes.data_ptr(), self.scales.data_ptr(), self.zeros.data_ptr(),
+            self.ends.data_ptr(), self.columns.dtype == torch.int32, self.scales.dtype == torch.bfloat16,
+        )  # fmt: skip
+
+    def work(self, samples: int) -> int:
+        """Each sample decodes for itself."""
+        return (self.kept * GROUP + self.shape[0]) * samples * CODE_WORK
+
+    def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """In plain PyTorch."""
+        (outputs, inputs), kept = self.shape, self.kept
+        inside = self.columns[:kept].long()[:, None] * GROUP + torch.arange(GROUP)
+        rows = torch.arange(outputs).repeat_interleave(self.ends.diff() * GROUP)
+        in_turn = _in_turn(self.codes[:kept, None].view(torch.uint8))
+        weights = decode(in_turn, self.scales[:kept], self.zeros[:kept])
+        return inference.gathered_linear(
+            x, inside.clamp(max=inputs), weights, rows, bias, outputs, activation
+        )
 
 
 def int4_groups(
@@ -163,71 +197,3 @@ def unpack_codes(packed: Tensor) -> Tensor:
 def decode(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """The weights (code - zero) * scale, float32 [groups, 16]; differentiable in scales and zeros."""
     return (unpack_codes(codes).float() - zeros.float()[:, None]) * scales.float()[:, None]
-
-
-def group_int4_linear(
-    x: Tensor, groups: Int4Groups, bias: Tensor | None = None, activation: str = "none"
-) -> Tensor:
-    """`activation(x W^T + bias)`, float32 on the CPU, without gradients.
-
-    The same bits for every number of threads and samples. NaN or infinity in an input reaches the outputs that keep its
-    group, also where the weight is zero.
-
-    Args:
-        x: [..., inputs].
-        groups: from `int4_groups`.
-        bias: [outputs].
-        activation: one of `linear.ACTIVATIONS`.
-
-    Returns:
-        [..., outputs].
-    """
-    samples = inference.check_inputs(x, groups.shape, bias, activation)
-    compute = torch.ops.openwork.group_int4_linear if linear.is_traced(samples, bias) else _group_int4_linear
-    y: Tensor = compute(
-        samples, groups.columns, groups.codes, groups.scales, groups.zeros, groups.ends, bias, activation
-    )
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], groups.shape[0])
-
-
-def _group_int4_linear(
-    x: Tensor,
-    columns: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor,
-    ends: Tensor,
-    bias: Tensor | None,
-    activation: str,
-) -> Tensor:
-    (batch, inputs), outputs, kept = x.shape, ends.numel() - 1, columns.numel() - PADDING
-    if not native.enabled():
-        inside = columns[:kept].long()[:, None] * GROUP + torch.arange(GROUP)
-        rows = torch.arange(outputs).repeat_interleave(ends.diff() * GROUP)
-        in_turn = _in_turn(codes[:kept, None].view(torch.uint8))
-        weights = decode(in_turn, scales[:kept], zeros[:kept])
-        return inference.gathered_linear(
-            x, inside.clamp(max=inputs), weights, rows, bias, outputs, activation
-        )
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-    y = x.new_empty(batch, outputs)
-    native.kernels().group_int4_linear(
-        x.data_ptr(), y.data_ptr(), batch, inputs, outputs, columns.data_ptr(), codes.data_ptr(), scales.data_ptr(),
-        zeros.data_ptr(), ends.data_ptr(), columns.dtype == torch.int32, scales.dtype == torch.bfloat16,
-        0 if bias is None else bias.data_ptr(), linear.ACTIVATIONS.index(activation),
-        native.threads((kept * GROUP + outputs) * batch * CODE_WORK),
-    )  # fmt: skip
-    return y
-
-
-CODE_WORK = 4
-"""Multiply-adds of a large batch that take about as long as decoding a weight and multiplying it (`native.threads`)."""
-
-_library.impl("group_int4_linear", _group_int4_linear, "CPU")
-torch.library.register_fake(
-    "openwork::group_int4_linear",
-    lambda x, columns, codes, scales, zeros, ends, bias, activation: x.new_empty(
-        x.shape[0], ends.shape[0] - 1
-    ),
-    lib=_library,
-)

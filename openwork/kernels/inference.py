@@ -1,14 +1,18 @@
-"""What the kernels for inference at small batches have in common: their arguments, their columns, their twin.
+"""What the kernels for inference at small batches have in common: how they are called, their columns, their twin.
 
 These kernels keep weights in an order of their own, made once from a CSR matrix and never trained.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import fields
+from typing import ClassVar, TypeVar
+
 import torch
 from torch import Tensor
 
-from openwork.kernels import linear, reference
+from openwork.kernels import linear, native, reference
 from openwork.kernels.topology import validate
 
 NONZERO_WORK = 16
@@ -23,13 +27,114 @@ LARGEST_INT8 = 127
 """Of an int8 weight, on both sides of zero."""
 
 
-class Arrangement:
-    """A sparse matrix in the order of one kernel: base of the dataclasses that hold its tensors."""
+class Arrangement(ABC):
+    """A frozen sparse matrix in the order of one kernel: base of the dataclasses that hold its tensors.
+
+    A kernel is a page with such a dataclass, decorated with :func:`operator`: how the matrix is laid out, what the native kernel
+    is told of it, and the plain twin. How it is called is said here once.
+
+    Attributes:
+        operator: name of the torch operator and of the native kernel.
+        shape: (outputs, inputs). All other fields are tensors, or None.
+    """
+
+    operator: ClassVar[str]
+    shape: tuple[int, int]
+    _names: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def arguments(self) -> tuple[int, ...]:
+        """What the native kernel takes between sizes and bias: addresses, counts, types (csrc/kernels/)."""
+
+    @abstractmethod
+    def work(self, samples: int) -> int:
+        """Multiply-adds of a large batch that take about as long (`native.threads`)."""
+
+    @abstractmethod
+    def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """The same for x [samples, inputs] in plain PyTorch."""
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+        """`activation(x W^T + bias)`, float32 on the CPU, without gradients; the same bits for every number of threads.
+
+        Args:
+            x: [..., inputs]; any strides, any number of leading dimensions.
+            bias: [outputs].
+            activation: one of `linear.ACTIVATIONS`.
+
+        Returns:
+            [..., outputs], contiguous.
+
+        Raises:
+            TypeError: another dtype or device.
+            ValueError: shapes do not fit, or an unknown activation.
+            RuntimeError: a gradient would be needed.
+        """
+        check_inputs(x, self.shape, bias, activation)
+        return self.of_checked(x, bias, activation)
+
+    def of_checked(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """As :meth:`linear`, for arguments that the caller knows to fit: for a single sample every microsecond shows."""
+        if not linear.is_traced(x, bias):
+            return self._run(x, bias, activation)
+        rows = x.reshape(x.shape[:-1].numel(), self.shape[1])
+        call = getattr(torch.ops.openwork, self.operator)
+        y: Tensor = call(rows, self._tensors(), bias, self.shape[0], activation)
+        return y.view(*x.shape[:-1], self.shape[0])
 
     @property
     def nbytes(self) -> int:
         """Bytes it holds."""
-        return sum(held.nbytes for held in vars(self).values() if isinstance(held, Tensor))
+        return sum(held.nbytes for held in self._tensors() if held is not None)
+
+    def _tensors(self) -> list[Tensor | None]:
+        return [getattr(self, name) for name in self._names]
+
+    def _run(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        outputs, inputs = self.shape
+        leading = x.shape[:-1]
+        samples = leading.numel()
+        if not native.enabled():
+            return self.twin(x.reshape(samples, inputs), bias, activation).view(*leading, outputs)
+        x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+        y = x.new_empty(*leading, outputs)
+        getattr(native.kernels(), self.operator)(
+            x.data_ptr(), y.data_ptr(), samples, inputs, outputs, *self.arguments(),
+            0 if bias is None else bias.data_ptr(), linear.ACTIVATIONS.index(activation),
+            native.threads(self.work(samples)),
+        )  # fmt: skip
+        return y
+
+
+A = TypeVar("A", bound=type[Arrangement])
+
+_library = torch.library.Library("openwork", "FRAGMENT")
+
+
+def operator(cls: A) -> A:
+    """Register the torch operator of an arrangement: what compilers, exports and modes see of a call."""
+
+    def compute(
+        x: Tensor, held: list[Tensor | None], bias: Tensor | None, outputs: int, activation: str
+    ) -> Tensor:
+        return cls((outputs, x.shape[1]), *held)._run(x, bias, activation)  # type: ignore[call-arg]
+
+    def shaped(
+        x: Tensor, held: list[Tensor | None], bias: Tensor | None, outputs: int, activation: str
+    ) -> Tensor:
+        return x.new_empty(x.shape[0], outputs)
+
+    cls._names = tuple(field.name for field in fields(cls) if field.name != "shape")  # type: ignore[arg-type]
+    schema = "(Tensor x, Tensor?[] held, Tensor? bias, SymInt outputs, str activation) -> Tensor"
+    _library.define(f"{cls.operator}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(cls.operator, compute, "CPU")
+    torch.library.register_fake(f"openwork::{cls.operator}", shaped, lib=_library)
+    return cls
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of the first element; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def check_weights(
@@ -73,8 +178,8 @@ def rounded(values: Tensor, crow: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     return numbers.to(torch.int8), scales
 
 
-def check_inputs(x: Tensor, shape: tuple[int, int], bias: Tensor | None, activation: str) -> Tensor:
-    """`x` [..., inputs] as rows; raise unless it fits and is float32 on the CPU without gradients."""
+def check_inputs(x: Tensor, shape: tuple[int, int], bias: Tensor | None, activation: str) -> None:
+    """Raise unless `x` [..., inputs] fits and is float32 on the CPU without gradients."""
     outputs, inputs = shape
     linear.check_linear(x, inputs, outputs, bias, activation)
     for tensor in (x,) if bias is None else (x, bias):
@@ -86,7 +191,6 @@ def check_inputs(x: Tensor, shape: tuple[int, int], bias: Tensor | None, activat
                 "Kernels for small batches have no gradients: call under torch.no_grad(), or train with "
                 "linear.sparse_linear."
             )
-    return x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
 
 
 def column_dtype(inputs: int) -> torch.dtype:

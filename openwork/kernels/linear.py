@@ -164,12 +164,14 @@ def is_traced(*tensors: Tensor | None) -> bool:
     the dispatcher's way to an operator written in Python takes ten microseconds and more, which is longer than
     many a sparse layer.
     """
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return True
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
-        or any(type(tensor) not in _PLAIN for tensor in tensors)
     )
 
 

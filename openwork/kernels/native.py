@@ -126,5 +126,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-SERIAL_WORK = 100_000
-"""About two microseconds of one core; below, a parallel region costs more than it saves."""
+SERIAL_WORK = 300_000
+"""About five microseconds of one core; below, a parallel region, which takes up to three, costs more than it saves."""

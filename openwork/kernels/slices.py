@@ -10,24 +10,19 @@ padding: none at all with constant fan-in, where this is the condensed layout of
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openwork.kernels import inference, linear, native
+from openwork.kernels import inference
 from openwork.kernels.pages import in_large_pages
 
 SLICE_ROWS = 16
 """Rows in a slice (csrc/kernels/slices.cpp)."""
 
-_library = torch.library.Library("openwork", "FRAGMENT")
-_library.define(
-    "sliced_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor rows, Tensor? scales, Tensor? bias,"
-    " SymInt outputs, str activation) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
+@inference.operator
 @dataclass(frozen=True, eq=False)
 class Slices(inference.Arrangement):
     """A frozen sparse matrix in slices of 16 rows; made by `slice_rows`.
@@ -41,12 +36,34 @@ class Slices(inference.Arrangement):
         scales: float32 [outputs], of int8 weights.
     """
 
+    operator: ClassVar[str] = "sliced_linear"
+
     shape: tuple[int, int]
     columns: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
     rows: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
+
+    def arguments(self) -> tuple[int, ...]:
+        """Addresses, slices, types."""
+        return (
+            self.columns.data_ptr(), self.values.data_ptr(), self.ends.data_ptr(), self.rows.data_ptr(),
+            self.ends.numel() - 1, self.columns.dtype == torch.int32, inference.WEIGHT_DTYPES.index(self.values.dtype),
+            inference.address(self.scales),
+        )  # fmt: skip
+
+    def work(self, samples: int) -> int:
+        """A gathered input for every entry."""
+        return self.values.numel() * samples * inference.NONZERO_WORK
+
+    def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """In plain PyTorch."""
+        owner = torch.where(self.rows < 0, self.shape[0], self.rows).long().view(-1, SLICE_ROWS)
+        owner = owner.repeat_interleave(self.ends.diff(), 0)
+        return inference.gathered_linear(
+            x, self.columns, self.values, owner, bias, self.shape[0], activation, self.scales
+        )
 
 
 def padded_entries(crow: Tensor) -> int:
@@ -101,72 +118,3 @@ def slice_rows(
         rows,
         scales,
     )
-
-
-def sliced_linear(x: Tensor, slices: Slices, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    """`activation(x W^T + bias)`, float32 on the CPU, without gradients; one sample after the other.
-
-    An output is one chain of fused multiply-adds in ascending column order, for any number of threads.
-
-    Args:
-        x: [..., inputs].
-        slices: from `slice_rows`.
-        bias: [outputs].
-        activation: one of `linear.ACTIVATIONS`.
-
-    Returns:
-        [..., outputs].
-    """
-    samples = inference.check_inputs(x, slices.shape, bias, activation)
-    compute = torch.ops.openwork.sliced_linear if linear.is_traced(samples, bias) else _sliced_linear
-    y: Tensor = compute(
-        samples,
-        slices.columns,
-        slices.values,
-        slices.ends,
-        slices.rows,
-        slices.scales,
-        bias,
-        slices.shape[0],
-        activation,
-    )
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], slices.shape[0])
-
-
-def _sliced_linear(
-    x: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    ends: Tensor,
-    rows: Tensor,
-    scales: Tensor | None,
-    bias: Tensor | None,
-    outputs: int,
-    activation: str,
-) -> Tensor:
-    if not native.enabled():
-        owner = torch.where(rows < 0, outputs, rows).long().view(-1, SLICE_ROWS)
-        owner = owner.repeat_interleave(ends.diff(), 0)
-        return inference.gathered_linear(x, columns, values, owner, bias, outputs, activation, scales)
-    x = x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(x.shape[0], outputs)
-    native.kernels().sliced_linear(
-        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, columns.data_ptr(), values.data_ptr(),
-        ends.data_ptr(), rows.data_ptr(), ends.numel() - 1, columns.dtype == torch.int32,
-        inference.WEIGHT_DTYPES.index(values.dtype),
-        0 if scales is None else scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        linear.ACTIVATIONS.index(activation),
-        native.threads(values.numel() * x.shape[0] * inference.NONZERO_WORK),
-    )  # fmt: skip
-    return y
-
-
-_library.impl("sliced_linear", _sliced_linear, "CPU")
-torch.library.register_fake(
-    "openwork::sliced_linear",
-    lambda x, columns, values, ends, rows, scales, bias, outputs, activation: x.new_empty(
-        x.shape[0], outputs
-    ),
-    lib=_library,
-)

@@ -9,11 +9,12 @@ point at an input which is always zero. Columns take 16 bits where that is enoug
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openwork.kernels import inference, linear, native
+from openwork.kernels import inference
 from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import row_of
 
@@ -23,17 +24,13 @@ OCTET = 8
 LARGEST_BATCH = 16
 """Samples computed together; larger batches go in pieces of this size."""
 
-_library = torch.library.Library("openwork", "FRAGMENT")
-_library.define(
-    "small_batch_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor? scales, Tensor? bias, str activation)"
-    " -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
+@inference.operator
 @dataclass(frozen=True, eq=False)
 class Octets(inference.Arrangement):
     """A frozen sparse matrix in rows of octets; made by `octet_rows`.
+
+    Results have not the same bits for every batch: the order of additions depends on how many nonzeros share a vector.
 
     Attributes:
         shape: (outputs, inputs).
@@ -43,11 +40,31 @@ class Octets(inference.Arrangement):
         scales: float32 [outputs], of int8 weights.
     """
 
+    operator: ClassVar[str] = "small_batch_linear"
+
     shape: tuple[int, int]
     columns: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
+
+    def arguments(self) -> tuple[int, ...]:
+        """Addresses and types."""
+        return (
+            self.columns.data_ptr(), self.values.data_ptr(), self.ends.data_ptr(), self.columns.dtype == torch.int32,
+            inference.WEIGHT_DTYPES.index(self.values.dtype), inference.address(self.scales),
+        )  # fmt: skip
+
+    def work(self, samples: int) -> int:
+        """What finding the inputs of a nonzero takes; they are neighbours for all samples."""
+        return self.values.numel() * inference.NONZERO_WORK
+
+    def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """In plain PyTorch."""
+        rows = torch.arange(self.shape[0]).repeat_interleave(self.ends.diff() * OCTET)
+        return inference.gathered_linear(
+            x, self.columns, self.values, rows, bias, self.shape[0], activation, self.scales
+        )
 
 
 def octet_rows(
@@ -86,62 +103,3 @@ def octet_rows(
         ends,
         scales,
     )
-
-
-def small_batch_linear(
-    x: Tensor, octets: Octets, bias: Tensor | None = None, activation: str = "none"
-) -> Tensor:
-    """`activation(x W^T + bias)`, float32 on the CPU, without gradients.
-
-    Results have the same bits for every number of threads, but not for every batch: the order of additions
-    depends on how many nonzeros share a vector.
-
-    Args:
-        x: [..., inputs].
-        octets: from `octet_rows`.
-        bias: [outputs].
-        activation: one of `linear.ACTIVATIONS`.
-
-    Returns:
-        [..., outputs].
-    """
-    samples = inference.check_inputs(x, octets.shape, bias, activation)
-    compute = (
-        torch.ops.openwork.small_batch_linear if linear.is_traced(samples, bias) else _small_batch_linear
-    )
-    y: Tensor = compute(samples, octets.columns, octets.values, octets.ends, octets.scales, bias, activation)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], octets.shape[0])
-
-
-def _small_batch_linear(
-    x: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    ends: Tensor,
-    scales: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-) -> Tensor:
-    outputs = ends.numel() - 1
-    if not native.enabled():
-        rows = torch.arange(outputs).repeat_interleave(ends.diff() * OCTET)
-        return inference.gathered_linear(x, columns, values, rows, bias, outputs, activation, scales)
-    x = x.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(x.shape[0], outputs)
-    native.kernels().small_batch_linear(
-        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, columns.data_ptr(), values.data_ptr(),
-        ends.data_ptr(), columns.dtype == torch.int32, inference.WEIGHT_DTYPES.index(values.dtype),
-        0 if scales is None else scales.data_ptr(),
-        0 if bias is None else bias.data_ptr(), linear.ACTIVATIONS.index(activation),
-        native.threads(values.numel() * inference.NONZERO_WORK),
-    )  # fmt: skip
-    return y
-
-
-_library.impl("small_batch_linear", _small_batch_linear, "CPU")
-torch.library.register_fake(
-    "openwork::small_batch_linear",
-    lambda x, columns, values, ends, scales, bias, activation: x.new_empty(x.shape[0], ends.shape[0] - 1),
-    lib=_library,
-)

@@ -10,28 +10,23 @@ reaches every row of the squares that have its column.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from openwork.kernels import inference, linear, native
+from openwork.kernels import inference
 from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import row_of
 
 SIDE = 4
 """Rows and columns of a square (csrc/kernels/squares.cpp)."""
 
-_library = torch.library.Library("openwork", "FRAGMENT")
-_library.define(
-    "squares_linear(Tensor x, Tensor columns, Tensor values, Tensor ends, Tensor? scales, Tensor? bias, SymInt outputs,"
-    " str activation) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
-
+@inference.operator
 @dataclass(frozen=True, eq=False)
 class Squares(inference.Arrangement):
-    """A frozen sparse matrix in squares; made by `square_rows`.
+    """A frozen sparse matrix in squares; made by `square_rows`. Results have the same bits for every number of samples.
 
     Attributes:
         shape: (outputs, inputs).
@@ -41,11 +36,34 @@ class Squares(inference.Arrangement):
         scales: float32 [outputs], of int8 weights.
     """
 
+    operator: ClassVar[str] = "squares_linear"
+
     shape: tuple[int, int]
     columns: Tensor = field(repr=False)
     values: Tensor = field(repr=False)
     ends: Tensor = field(repr=False)
     scales: Tensor | None = field(default=None, repr=False)
+
+    def arguments(self) -> tuple[int, ...]:
+        """Addresses and types."""
+        return (
+            self.columns.data_ptr(), self.values.data_ptr(), self.ends.data_ptr(), self.columns.dtype == torch.int32,
+            inference.WEIGHT_DTYPES.index(self.values.dtype), inference.address(self.scales),
+        )  # fmt: skip
+
+    def work(self, samples: int) -> int:
+        """Four times that of a large batch, which has registers to keep the weights in."""
+        return (4 * self.values.numel() + self.shape[0]) * samples
+
+    def twin(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """In plain PyTorch."""
+        outputs, inputs = self.shape
+        band = torch.arange(self.ends.numel() - 1).repeat_interleave(self.ends.diff())
+        place = torch.arange(SIDE)
+        rows = (band[:, None] * SIDE + place)[:, :, None].expand(-1, -1, SIDE)
+        inside = (self.columns.long()[:, None] * SIDE + place)[:, None, :].expand(-1, SIDE, -1)
+        rows, inside = rows.clamp(max=outputs), inside.clamp(max=inputs)
+        return inference.gathered_linear(x, inside, self.values, rows, bias, outputs, activation, self.scales)
 
 
 def squares_of(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor]:
@@ -86,63 +104,3 @@ def square_rows(
     weights[of, row_of(crow, col) % SIDE * SIDE + col % SIDE] = stored
     columns = (listed % across).to(inference.column_dtype(across))
     return Squares(shape, in_large_pages(columns), in_large_pages(weights), ends, scales)
-
-
-def squares_linear(
-    x: Tensor, squares: Squares, bias: Tensor | None = None, activation: str = "none"
-) -> Tensor:
-    """`activation(x W^T + bias)`, float32 on the CPU, without gradients; the same bits for every number of threads and
-    samples.
-
-    Args:
-        x: [..., inputs].
-        squares: from `square_rows`.
-        bias: [outputs].
-        activation: one of `linear.ACTIVATIONS`.
-
-    Returns:
-        [..., outputs].
-    """
-    outputs = squares.shape[0]
-    samples = inference.check_inputs(x, squares.shape, bias, activation)
-    compute = torch.ops.openwork.squares_linear if linear.is_traced(samples, bias) else _squares_linear
-    y: Tensor = compute(
-        samples, squares.columns, squares.values, squares.ends, squares.scales, bias, outputs, activation
-    )
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
-
-
-def _squares_linear(
-    x: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    ends: Tensor,
-    scales: Tensor | None,
-    bias: Tensor | None,
-    outputs: int,
-    activation: str,
-) -> Tensor:
-    if not native.enabled():
-        band = torch.arange(ends.numel() - 1).repeat_interleave(ends.diff())
-        place = torch.arange(SIDE)
-        rows = (band[:, None] * SIDE + place)[:, :, None].expand(-1, -1, SIDE)
-        inside = (columns.long()[:, None] * SIDE + place)[:, None, :].expand(-1, SIDE, -1)
-        rows, inside = rows.clamp(max=outputs), inside.clamp(max=x.shape[1])
-        return inference.gathered_linear(x, inside, values, rows, bias, outputs, activation, scales)
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
-    y = x.new_empty(x.shape[0], outputs)
-    native.kernels().squares_linear(
-        x.data_ptr(), y.data_ptr(), x.shape[0], x.shape[1], outputs, columns.data_ptr(), values.data_ptr(),
-        ends.data_ptr(), columns.dtype == torch.int32, inference.WEIGHT_DTYPES.index(values.dtype),
-        0 if scales is None else scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        linear.ACTIVATIONS.index(activation), native.threads((4 * values.numel() + outputs) * x.shape[0]),
-    )  # fmt: skip
-    return y
-
-
-_library.impl("squares_linear", _squares_linear, "CPU")
-torch.library.register_fake(
-    "openwork::squares_linear",
-    lambda x, columns, values, ends, scales, bias, outputs, activation: x.new_empty(x.shape[0], outputs),
-    lib=_library,
-)

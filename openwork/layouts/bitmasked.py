@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openwork.kernels import bitmasked as kernel
 from openwork.kernels import native
+from openwork.layouts.arranged import Arranged
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.layout import layout
 
 LEAST_DENSITY = 0.08
 """Below, walking over the bits of all positions takes longer than looking up the few that are kept."""
@@ -20,7 +21,7 @@ MOST_DENSITY = 1 - 1 / 32
 
 
 @layout
-class Bitmasked(Layout):
+class Bitmasked(Arranged):
     """Bits in groups of four rows, values behind them in the same order.
 
     Suits any topology of moderate sparsity; made for few samples, on processors that spread packed weights
@@ -29,8 +30,7 @@ class Bitmasked(Layout):
 
     name: ClassVar[str] = "bitmask"
 
-    def __init__(self, held: kernel.Bitmasked) -> None:
-        self.held = held
+    arrange = staticmethod(kernel.bitmask_rows)
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -44,20 +44,6 @@ class Bitmasked(Layout):
         if not LEAST_DENSITY <= topology.density <= MOST_DENSITY:
             return f"it is made for moderate sparsity, not for a density of {topology.density:.3f}"
         return None
-
-    @classmethod
-    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        held = kernel.bitmask_rows(
-            values.float(), topology.crow, topology.col, topology.shape, cls.weight_dtype
-        )
-        return cls(held)
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return kernel.bitmasked_linear(x, self.held, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes
 
 
 @layout

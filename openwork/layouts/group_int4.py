@@ -152,7 +152,7 @@ class GroupInt4Linear(CodedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b``, ``x [..., in]`` to ``[..., out]``, without gradients."""
         bias = None if self.bias is None else self.bias.float()
-        y = kernel.group_int4_linear(x.float(), self._held, bias)
+        y = self._held.linear(x.float(), bias)
         return y.to(x.dtype)
 
     def refresh(self) -> Self:
@@ -195,6 +195,9 @@ class GroupInt4Linear(CodedLinear):
             lacking = [prefix + name for name in STORED if name not in found]
             if lacking:
                 error_msgs.append(f"{prefix}codes: groups are loaded whole; {', '.join(lacking)} is missing")
+                return
+            if absent := [prefix + name for name in STORED if state_dict[prefix + name].is_meta]:
+                error_msgs.append(f"{absent[0]}: a tensor on the meta device has no contents")
                 return
             codes, scales, zeros, row_ptr, group_col = arrays = [state_dict[prefix + name] for name in STORED]
             shape = self.out_features, self.in_features

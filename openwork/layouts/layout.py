@@ -30,11 +30,13 @@ class Layout(ABC):
         weight_dtype: what it stores weights as. One that is coarser than the weights themselves rounds them, and takes part in a
             contest only where that is allowed.
         input_dtypes: of the inputs that :meth:`linear` takes; :meth:`compute` takes others too.
+        takes_any_axes: whether inputs may be ``[..., in]``: views of a small tensor take longer than its product.
     """
 
     name: ClassVar[str]
     weight_dtype: ClassVar[torch.dtype] = torch.float32
     input_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    takes_any_axes: bool = False
 
     @classmethod
     @abstractmethod

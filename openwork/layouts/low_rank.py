@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openwork.layouts.csr import described
+from openwork.layouts.structured import StructuredLinear
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(StructuredLinear):
     """``y = A (B x) + b``: a linear layer whose weight is the product of two thin matrices.
 
     It holds ``k (out + in)`` weights where a dense layer holds ``out * in``, and computes in that proportion.
@@ -31,11 +32,9 @@ class LowRankLinear(nn.Module):
     """
 
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__()
         _check_factors(left, right)
-        self.out_features, self.in_features = left.shape[0], right.shape[1]
+        super().__init__(right.shape[1], left.shape[0], bias)
         self.left, self.right = (nn.Parameter(factor.detach().clone()) for factor in (left, right))
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     @property
     def rank(self) -> int:
@@ -45,10 +44,16 @@ class LowRankLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """``A B [out, in]``, computed anew for whoever asks; gradients flow through it."""
+        return self.dense()
+
+    def dense(self) -> Tensor:
         return self.left @ self.right
 
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.right), self.left)
+
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., in]`` to ``[..., out]``."""
+        """``x [..., in]`` to ``[..., out]``; the bias joins the second product."""
         return F.linear(F.linear(x, self.right), self.left, self.bias)
 
     @torch.no_grad()
@@ -58,10 +63,7 @@ class LowRankLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
-            f"bias={self.bias is not None}"
-        )
+        return f"{super().extra_repr()}, rank={self.rank}"
 
 
 class CompensatedLinear(nn.Linear):

@@ -15,6 +15,7 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense
 from openwork.layouts.layout import Layout
 from openwork.layouts.linear import SparseLinear
+from openwork.layouts.siblings import Share
 from openwork.layouts.stream import Stream
 
 
@@ -29,29 +30,48 @@ class Dispatch:
         self.by_batch = dict(by_batch)
         self.inputs = inputs
         self._nearest: dict[int, Layout] = {}
+        self._share = next((held for held in by_batch.values() if isinstance(held, Share)), None)
 
     def __call__(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """``activation(x Wᵀ + bias)``, ``x [..., in]`` to ``[..., out]``."""
+        if self._share is not None and (left := self._share.taken(x, bias)) is not None:
+            return left
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "a packed layer is for inference and gives no gradients: run it under torch.no_grad(), or train the model "
                 "and pack it afterwards"
             )
-        if x.shape[-1:] != (self.inputs,):
-            raise ValueError(f"this layer takes [..., {self.inputs}], not {list(x.shape)}")
-        if x.dim() == 2 and x.is_contiguous():
-            return self.nearest(x.shape[0]).compute(x, bias, activation)
-        rows = x.reshape(-1, self.inputs).contiguous()
-        y = self.nearest(rows.shape[0]).compute(rows, bias, activation)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        shape = x.shape
+        if not shape or shape[-1] != self.inputs:
+            raise ValueError(f"this layer takes [..., {self.inputs}], not {list(shape)}")
+        samples = shape[0] if len(shape) == 2 else shape[:-1].numel()
+        layout = self._nearest.get(samples) or self.nearest(samples)
+        if (len(shape) == 2 or layout.takes_any_axes) and x.is_contiguous():
+            return layout.compute(x, bias, activation)
+        y = layout.compute(x.reshape(samples, self.inputs).contiguous(), bias, activation)
+        return y.view(*shape[:-1], y.shape[-1])
 
     def nearest(self, batch: int) -> Layout:
         """The layout for a size of batch."""
-        if batch not in self._nearest:
-            size = max(batch, 1)
-            best = min(self.by_batch, key=lambda measured: abs(math.log(measured / size)))
-            self._nearest[batch] = self.by_batch[best]
-        return self._nearest[batch]
+        size = max(batch, 1)
+        best = min(self.by_batch, key=lambda measured: abs(math.log(measured / size)))
+        self._nearest[batch] = self.by_batch[best]
+        return self.by_batch[best]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{batch}: {held.name}" for batch, held in self.by_batch.items())
+
+
+def renewed(dispatch: Dispatch, topology: CSR, values: Tensor, bias: Tensor | None) -> Dispatch:
+    """The same layouts for another state of the weight."""
+    by_batch: dict[int, Layout] = {}
+    for batch, held in dispatch.by_batch.items():
+        if isinstance(held, Share):
+            by_batch[batch] = held.renewed(topology, values, bias)
+        else:
+            cls = Stream if held.unsuited(topology, values, batch) else type(held)
+            by_batch[batch] = cls.build(topology, values, batch)
+    return Dispatch(by_batch, dispatch.inputs)
 
 
 class PackedLinear(SparseLinear):
@@ -85,7 +105,7 @@ class PackedLinear(SparseLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``activation(x Wᵀ + b)``, ``x [..., in]`` to ``[..., out]``."""
-        return self.dispatch(x, self.bias, self.activation)
+        return self.dispatch(x, self._parameters["bias"], self.activation)
 
     def takes_tiles(self, x: Tensor) -> bool:
         """As in the sparse layer: where the layout for this batch is a :class:`~openwork.layouts.stream.Stream`."""
@@ -99,18 +119,12 @@ class PackedLinear(SparseLinear):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        topology, values = self.topology, self.weight_values.detach()
-        held = {batch: type(old) for batch, old in self.dispatch.by_batch.items()}
-        by_batch = {
-            batch: (Stream if cls.unsuited(topology, values, batch) else cls).build(topology, values, batch)
-            for batch, cls in held.items()
-        }
-        self.dispatch = Dispatch(by_batch, self.in_features)
+        state = self.topology, self.weight_values.detach(), fixed_bias(self)
+        self.dispatch = renewed(self.dispatch, *state)
 
     def extra_repr(self) -> str:
         """Sizes, density and layouts."""
-        chosen = ", ".join(f"{batch}: {held.name}" for batch, held in self.dispatch.by_batch.items())
-        return f"{super().extra_repr()}, layouts={{{chosen}}}"
+        return f"{super().extra_repr()}, layouts={{{self.dispatch}}}"
 
 
 class DenseLinear(nn.Linear):
@@ -131,7 +145,7 @@ class DenseLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``activation(x Wᵀ + b)``, ``x [..., in]`` to ``[..., out]``."""
-        return self.dispatch(x, self.bias, self.activation)
+        return self.dispatch(x, self._parameters["bias"], self.activation)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

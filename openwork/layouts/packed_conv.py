@@ -78,7 +78,7 @@ class PackedConv:
 
     by_images: Mapping[int, ConvLayout]
     activation: str
-    norm: nn.BatchNorm2d | None
+    norm: FoldedBatchNorm2d | None
     _fixed_bias: Tensor | None
     _versions: list[tuple[int, int]]
     _sizes: Mapping[int, Size]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openwork.kernels import slices as kernel
+from openwork.layouts.arranged import Arranged
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.layout import layout
 
 LARGEST_BATCH = 2
 """Samples go one after the other, so that more of them are better served by the layouts for small batches."""
@@ -22,7 +23,7 @@ MOST_PADDING = 1.5
 
 
 @layout
-class Slices(Layout):
+class Slices(Arranged):
     """Sliced ELL: rows sorted by length, 16 side by side, columns of 16 bits where possible.
 
     Suits any topology whose rows are not all too different; made for one sample. With constant fan-in it has
@@ -31,8 +32,7 @@ class Slices(Layout):
 
     name: ClassVar[str] = "slices"
 
-    def __init__(self, held: kernel.Slices) -> None:
-        self.held = held
+    arrange = staticmethod(kernel.slice_rows)
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -46,20 +46,6 @@ class Slices(Layout):
         if entries > MOST_PADDING * topology.kept + kernel.SLICE_ROWS**2:
             return f"rows of {topology.kept} nonzeros would be filled up to {entries} entries"
         return None
-
-    @classmethod
-    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        held = kernel.slice_rows(
-            values.float(), topology.crow, topology.col, topology.shape, cls.weight_dtype
-        )
-        return cls(held)
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return kernel.sliced_linear(x, self.held, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes
 
 
 @layout

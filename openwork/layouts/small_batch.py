@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openwork.kernels import small_batch as kernel
+from openwork.layouts.arranged import Arranged
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.layout import layout
 
 MOST_DENSITY = 2 / 3
 """Above, the six bytes of a nonzero are more than the four of every weight of a dense matrix."""
 
 
 @layout
-class Octets(Layout):
+class Octets(Arranged):
     """CSR with rows filled up to multiples of eight nonzeros, and columns of 16 bits where possible.
 
     Suits any topology; made for batches that do not fill a vector, and rows of several nonzeros.
@@ -24,8 +25,7 @@ class Octets(Layout):
 
     name: ClassVar[str] = "octets"
 
-    def __init__(self, held: kernel.Octets) -> None:
-        self.held = held
+    arrange = staticmethod(kernel.octet_rows)
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -36,20 +36,6 @@ class Octets(Layout):
         if topology.density > MOST_DENSITY:
             return f"at a density of {topology.density:.2f} it takes more bytes than the dense matrix"
         return None
-
-    @classmethod
-    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        held = kernel.octet_rows(
-            values.float(), topology.crow, topology.col, topology.shape, cls.weight_dtype
-        )
-        return cls(held)
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return kernel.small_batch_linear(x, self.held, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes
 
 
 @layout

@@ -5,20 +5,21 @@ For larger batches blocks are held as :mod:`row blocks <openwork.layouts.row_blo
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openwork.kernels import squares as kernel
 from openwork.kernels.row_blocks import FEW
+from openwork.layouts.arranged import Arranged
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.layout import layout
 from openwork.layouts.row_blocks import DENSEST, FILL
 
 
 @layout
-class Squares(Layout):
+class Squares(Arranged):
     """Squares of 4 rows and 4 columns, aligned to multiples of four.
 
     Suits topologies whose squares are full or absent, at least nine in ten of what is stored being kept connections. A
@@ -28,8 +29,7 @@ class Squares(Layout):
 
     name: ClassVar[str] = "blocks 4x4"
 
-    def __init__(self, held: kernel.Squares) -> None:
-        self.held = held
+    arrange = staticmethod(kernel.square_rows)
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -44,18 +44,6 @@ class Squares(Layout):
         if fill(topology) < FILL:
             return f"its connections do not come in blocks of {kernel.SIDE} x {kernel.SIDE}"
         return None
-
-    @classmethod
-    def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
-        crow, col, shape = topology.crow, topology.col, topology.shape
-        return cls(kernel.square_rows(values.float(), crow, col, shape, cls.weight_dtype))
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return kernel.squares_linear(x, self.held, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes
 
 
 def fill(topology: CSR) -> float:

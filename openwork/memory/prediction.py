@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork.connections.stored import TILE
-from openwork.kernels.conv import conv_index_bytes
+from openwork.kernels.conv_index import conv_index_bytes
 from openwork.kernels.index import index_bytes as linear_index_bytes
 from openwork.kernels.ranking import AT_ONCE, CANDIDATE_BYTES
 from openwork.kernels.scratch import Scratch, conv_scratch, linear_scratch

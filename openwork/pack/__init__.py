@@ -5,39 +5,37 @@
 
 Every linear layer and convolution is timed at the sizes of batch it really sees, each sparse layout that suits it
 against every dense kernel at hand, taking turns. A layer is only replaced where the winner beats what was there by more
-than the noise; a batch norm behind a convolution is folded into it. Networks of convolutions are then timed as a whole, too:
-with images kept in the order of the kernels from layer to layer. Choices are remembered for this machine, so that
-packing again costs nothing.
+than the noise; a batch norm behind a convolution is folded into it. Layers that read the same tensor are timed together,
+too: as one weight; and networks of convolutions as a whole: with images kept in the order of the kernels from layer to
+layer. Choices are remembered for this machine, so that packing again costs next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from openwork.layouts.conv import convolution_of, unsuited
-from openwork.layouts.conv_layout import ConvLayout, Size
-from openwork.layouts.layout import Layout
-from openwork.layouts.packed_conv import FoldedBatchNorm2d, folded
-from openwork.layouts.packed_conv import connections_of as conv_connections
+from openwork.layouts.packed import DenseLinear, PackedLinear
+from openwork.layouts.packed_conv import FoldedBatchNorm2d, PackedConv
+from openwork.pack.agreement import TOLERANCE, check_agreement
 from openwork.pack.behind import Behind, behind
 from openwork.pack.chains import chain_where_faster_
-from openwork.pack.choice import MARGIN, choose
-from openwork.pack.conv import ConvTrial, packed_conv
-from openwork.pack.decisions import Decision, Decisions, Whole
-from openwork.pack.linear import LinearTrial, connections_of, contest, packed_linear
+from openwork.pack.choice import MARGIN
+from openwork.pack.contests import Contests
+from openwork.pack.decisions import Chained, Decision, Decisions, Together, Whole
+from openwork.pack.linear import Chosen, contest
 from openwork.pack.memory import Memory
+from openwork.pack.observed import observed, readers, samples_of
 from openwork.pack.whole import layer_by_layer_, run_whole_
 from openwork.progress import track
 from openwork.scores import run
 
-__all__ = ["MARGIN", "Decision", "Decisions", "Whole", "contest", "pack_"]
+__all__ = ["MARGIN", "Chained", "Decision", "Decisions", "Together", "Whole", "contest", "pack_"]
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.int8: 1e-1}
-"""By how much of their largest value packing may change the outputs, for each dtype that weights may be rounded to."""
+PACKED = (PackedLinear, DenseLinear, PackedConv)
 
 Change = tuple[str, nn.Module, nn.Module]
 """A module's name, what it was and what takes its place."""
@@ -84,154 +82,75 @@ def pack_(
         raise TypeError(f"weights of packed layers are stored as one of {known}, not {weight_dtype}")
     model.eval()
     layer_by_layer_(model)
-    expected, seen = _observed(model, example_inputs)
-    if not seen:
+    expected, uses = observed(model, example_inputs)
+    if not uses:
         raise ValueError(
-            "the model calls no nn.Linear and no nn.Conv2d on the example inputs: there is nothing to pack"
+            "the model calls no nn.Linear, nn.Conv2d or Conv1D on the example inputs: there is nothing to pack"
         )
-    samples = _samples(example_inputs)
+    samples = samples_of(example_inputs)
     memory = Memory() if cache else None
+    contests = Contests(seconds, memory)
+    sizes = {
+        name: sorted(
+            {use.samples}
+            if batches is None
+            else {max(1, round(use.samples / samples * batch)) for batch in batches}
+        )
+        for name, use in uses.items()
+    }
     followers = behind(model)
     decisions: list[Decision] = []
     changes: list[Change] = []
-    for name, (rows, size) in track(list(seen.items()), "packing"):
+    linear: dict[str, Chosen] = {}
+    for name, use in track(list(uses.items()), "packing"):
         layer = model.get_submodule(name)
-        after = followers.get(name, Behind())
-        sizes = sorted(
-            {rows} if batches is None else {max(1, round(rows / samples * batch)) for batch in batches}
-        )
-        if isinstance(layer, nn.Conv2d):
-            wanted = [(images, *size) for images in sizes]
-            new, told = _pack_conv(model, name, layer, wanted, after, seconds, memory)
+        after = _behind(layer, followers.get(name))
+        if not isinstance(layer, nn.Conv2d):
+            linear[name], told = contests.linear(name, layer, sizes[name], after, weight_dtype)
         else:
-            assert isinstance(layer, nn.Linear)
-            new, told = _pack_linear(name, layer, sizes, after, weight_dtype, seconds, memory)
+            norm = model.get_submodule(after.norm) if after.norm else None
+            assert norm is None or isinstance(norm, nn.BatchNorm2d)
+            wanted = [(images, *use.size) for images in sizes[name]]
+            new, told = contests.conv(name, layer, wanted, after, norm)
+            changes += _change(model, name, layer, new, after)
         decisions += told
-        if new is not layer:
-            changes.append((name, layer, new))
-            if after.norm:
-                norm = model.get_submodule(after.norm)
-                assert isinstance(norm, nn.BatchNorm2d)
-                changes.append((after.norm, norm, FoldedBatchNorm2d.of(norm)))
-            if after.activation:
-                changes.append(
-                    (after.activation, model.get_submodule(after.activation), nn.Identity().eval())
-                )
+    together = contests.siblings([names for names in readers(uses) if names[0] in linear], linear)
+    for name, chosen in linear.items():
+        after = _behind(chosen.layer, followers.get(name))
+        changes += _change(model, name, chosen.layer, chosen.packed(), after)
     for name, _, new in changes:
         _put(model, name, new)
-    _verify(model, example_inputs, expected, changes, TOLERANCE[weight_dtype])
-    chain_where_faster_(model, example_inputs, seconds)
+    try:
+        check_agreement(expected, run(model, example_inputs), weight_dtype)
+    except RuntimeError:
+        for name, old, _ in changes:
+            _put(model, name, old)
+        raise
+    chained = chain_where_faster_(model, example_inputs, seconds)
+    whole = run_whole_(model, example_inputs, batches or [samples], seconds, memory)
     if memory is not None:
         memory.write()
-    return Decisions(tuple(decisions), run_whole_(model, example_inputs, batches or [samples], seconds))
+    return Decisions(tuple(decisions), whole, together, chained)
 
 
-def _pack_linear(
-    name: str,
-    layer: nn.Linear,
-    sizes: Sequence[int],
-    after: Behind,
-    weight_dtype: torch.dtype,
-    seconds: float,
-    memory: Memory | None,
-) -> tuple[nn.Module, list[Decision]]:
-    chosen: dict[int, Layout] = {}
-    told = []
-    for batch in sizes:
-        trial = LinearTrial(*connections_of(layer), batch, weight_dtype)
-        chosen[batch], decision = choose(name, trial, seconds, memory)
-        told.append(decision)
-    return packed_linear(layer, chosen, after.kind), told
+def _behind(layer: nn.Module, found: Behind | None) -> Behind:
+    """What a layer can take over; one that was packed before has what it has."""
+    return Behind() if found is None or isinstance(layer, PACKED) else found
 
 
-def _pack_conv(
-    model: nn.Module,
-    name: str,
-    layer: nn.Conv2d,
-    sizes: Sequence[Size],
-    after: Behind,
-    seconds: float,
-    memory: Memory | None,
-) -> tuple[nn.Module, list[Decision]]:
-    norm = model.get_submodule(after.norm) if after.norm else None
-    taken = FoldedBatchNorm2d.of(norm) if isinstance(norm, nn.BatchNorm2d) else None
-    weights = folded(conv_connections(layer), taken)
-    chosen: dict[Size, ConvLayout] = {}
-    told = []
-    for size in sizes:
-        trial = ConvTrial(convolution_of(layer), weights, size)
-        chosen[size], decision = choose(name, trial, seconds, memory)
-        told.append(decision)
-    return packed_conv(layer, chosen, after.kind, taken), told
-
-
-Seen = dict[str, tuple[int, tuple[int, int]]]
-"""Layer -> samples in a call, and for a convolution rows and columns of an image."""
-
-
-def _observed(model: nn.Module, example_inputs: Any) -> tuple[Any, Seen]:
-    """The outputs of the model, and what each of its layers saw."""
-    seen: Seen = {}
-    names = {
-        id(module): name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and not unsuited(module))
-    }
-
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        (x, *_) = args
-        if isinstance(module, nn.Conv2d):
-            seen[names[id(module)]] = (x.shape[0] if x.dim() == 4 else 1, (x.shape[-2], x.shape[-1]))
-        else:
-            seen[names[id(module)]] = (x.numel() // max(1, x.shape[-1]), (0, 0))
-
-    handles = [m.register_forward_pre_hook(note) for m in model.modules() if id(m) in names]
-    try:
-        return run(model, example_inputs), {name: what for name, what in seen.items() if what[0]}
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _samples(inputs: Any) -> int:
-    """The size of batch of the example inputs: the first axis of the first tensor."""
-    if isinstance(inputs, Tensor):
-        return max(1, inputs.shape[0]) if inputs.dim() else 1
-    parts = (
-        inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else ()
-    )
-    return next((_samples(part) for part in parts if isinstance(part, Tensor)), 1)
+def _change(model: nn.Module, name: str, layer: nn.Module, new: nn.Module, after: Behind) -> Iterator[Change]:
+    """What changes where a layer takes over what stands behind it."""
+    if new is layer:
+        return
+    yield name, layer, new
+    if after.norm:
+        norm = model.get_submodule(after.norm)
+        assert isinstance(norm, nn.BatchNorm2d)
+        yield after.norm, norm, FoldedBatchNorm2d.of(norm)
+    if after.activation:
+        yield after.activation, model.get_submodule(after.activation), nn.Identity().eval()
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def _verify(
-    model: nn.Module, example_inputs: Any, expected: Any, changes: Sequence[Change], tolerance: float
-) -> None:
-    outputs = run(model, example_inputs)
-    for before, after in zip(_tensors(expected), _tensors(outputs), strict=True):
-        scale = before.abs().max().clamp(min=1e-12)
-        error = float(((before - after).abs().max() / scale).float()) if before.numel() else 0.0
-        if error > (tolerance if before.dtype in (torch.float32, torch.float64) else max(tolerance, 3e-2)):
-            for name, old, _ in changes:
-                _put(model, name, old)
-            raise RuntimeError(
-                f"packing changed the outputs by {error:.2e} of their largest value, more than rounding explains; the model was "
-                "put back as it was. Please report this with the model's shapes"
-            )
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    parts = (
-        outputs.values()
-        if isinstance(outputs, dict)
-        else outputs
-        if isinstance(outputs, (tuple, list))
-        else ()
-    )
-    return [t for part in parts for t in _tensors(part)]

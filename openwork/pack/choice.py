@@ -6,6 +6,7 @@ kind of layer it is matters to nobody here.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -13,7 +14,7 @@ from typing import Generic, TypeVar
 from openwork.layouts.csr import CSR
 from openwork.pack.decisions import Decision
 from openwork.pack.memory import Memory
-from openwork.timing import Latency, latencies
+from openwork.timing import Latency, race
 
 MARGIN = 1.05
 """How many times faster a kernel must be before it takes a layer's place: less could be noise."""
@@ -51,12 +52,21 @@ class Trial(ABC, Generic[F]):
         """Make one."""
 
     @abstractmethod
-    def call(self, form: str) -> Callable[[], object]:
-        """Make one, and what is timed: a call of it on random inputs."""
+    def call(self, held: F) -> Callable[[], object]:
+        """What is timed: a call of a form on random inputs."""
 
     def contest(self, seconds: float) -> dict[str, Latency]:
-        """Time all forms, in about so many seconds together."""
-        return latencies({form: self.call(form) for form in self.forms()}, seconds=seconds, rounds=9)
+        """Time all forms, in about so many seconds together; who is clearly slower drops out early, not the best dense one."""
+        forms = self.forms()
+        calls = {form: self.call(self.made(form)) for form in forms}
+        return race(calls, seconds=seconds, rounds=5, always=[form for form in forms if forms[form]])
+
+    def made(self, form: str) -> F:
+        """As :meth:`hold`, once: the winner of a contest is there already."""
+        made: dict[str, F] = vars(self).setdefault("_made", {})
+        if form not in made:
+            made[form] = self.hold(form)
+        return made[form]
 
 
 def choose(name: str, trial: Trial[F], seconds: float, memory: Memory | None) -> tuple[F, Decision]:
@@ -78,7 +88,7 @@ def choose(name: str, trial: Trial[F], seconds: float, memory: Memory | None) ->
         why,
         calm,
     )
-    return trial.hold(best), decision
+    return trial.made(best), decision
 
 
 def _times(trial: Trial[F], seconds: float, memory: Memory | None) -> tuple[dict[str, float], bool]:
@@ -88,7 +98,7 @@ def _times(trial: Trial[F], seconds: float, memory: Memory | None) -> tuple[dict
         return known, True
     measured = trial.contest(seconds)
     times = {form: latency.median for form, latency in measured.items()}
-    calm = all(2 * latency.disturbed < latency.samples + latency.disturbed for latency in measured.values())
+    calm = all(latency.is_calm for latency in measured.values())
     if calm and memory is not None:
         memory.remember(key, times)
     return times, calm
@@ -119,6 +129,10 @@ def _why_dense(trial: Trial[F], times: dict[str, float], dense: str) -> str:
     return f"stays dense: {fastest} takes {sparse[fastest] / times[dense]:.2f} times as long, {wins}"
 
 
-def density_step(topology: CSR) -> str:
-    """Densities that are measured as one: steps of 1 %, below 10 % finer."""
-    return f"{topology.density:.2f}" if topology.density > 0.1 else f"{topology.density:.3f}"
+DENSITY_STEP = 1.06
+"""Layers of one shape whose densities differ by less than this factor are measured once."""
+
+
+def density_step(topology: CSR) -> int:
+    """A number that is equal for densities measured as one."""
+    return round(math.log(max(topology.density, 1e-6)) / math.log(DENSITY_STEP))

@@ -68,11 +68,59 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Together:
+    """What was measured for layers that read the same tensor, at one size of batch.
+
+    Attributes:
+        layers: their names.
+        batch: samples in a call.
+        form: ``apart``, or ``together`` and in which layout.
+        apart_ms: milliseconds one after the other, each as it was chosen.
+        packed_ms: milliseconds in the form chosen.
+    """
+
+    layers: tuple[str, ...]
+    batch: int
+    form: str
+    apart_ms: float
+    packed_ms: float
+
+    def __str__(self) -> str:
+        apart = f"({self.apart_ms:.4f} ms apart)"
+        return f"{', '.join(self.layers)}, batch {self.batch}: {self.form}, {self.packed_ms:.4f} ms {apart}"
+
+
+@dataclass(frozen=True)
+class Chained:
+    """What was measured for the chains of a model: layers that hand their activations on in tiles.
+
+    Attributes:
+        names: of the ``nn.Sequential`` that have such layers.
+        form: ``chained`` or ``layers``.
+        layers_ms: milliseconds of the whole model without chains.
+        packed_ms: milliseconds in the form chosen.
+    """
+
+    names: tuple[str, ...]
+    form: str
+    layers_ms: float
+    packed_ms: float
+
+    def __str__(self) -> str:
+        names = ", ".join(name or "the model" for name in self.names)
+        return f"chain in {names}: {self.form}, {self.packed_ms:.3f} ms ({self.layers_ms:.3f} ms without)"
+
+
+@dataclass(frozen=True)
 class Decisions:
-    """What :func:`pack_` chose, layer by layer, and for the network as a whole. Print it, or iterate over its rows."""
+    """What :func:`pack_` chose, layer by layer, for the network as a whole, for layers that read the same tensor, and for chains.
+    Print it, or iterate over its rows.
+    """
 
     rows: tuple[Decision, ...]
     whole: tuple[Whole, ...] = ()
+    together: tuple[Together, ...] = ()
+    chained: Chained | None = None
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self.rows)
@@ -106,4 +154,6 @@ class Decisions:
         note = [
             f"{busy} of {len(self.rows)} choices were made while other processes kept the cores busy: pack again when it is calm"
         ]
-        return "\n".join([*table, *map(str, self.whole), *(note if busy else [])])
+        chained = [] if self.chained is None else [self.chained]
+        told = [str(one) for one in (*self.together, *chained, *self.whole)]
+        return "\n".join([*table, *told, *(note if busy else [])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,27 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense, TorchDense
 from openwork.layouts.layout import PRECISIONS, Layout, layouts
 from openwork.layouts.linear import SparseLinear
-from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear, fixed_bias
+from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear
+from openwork.layouts.packed_conv1d import PackedConv1D, connections_of_conv1d, is_conv1d
 from openwork.pack.choice import Trial, density_step
 from openwork.timing import Latency
 
 
 class LinearTrial(Trial[Layout]):
-    """A weight ``[out, in]`` with ``batch`` rows of inputs.
+    """A weight ``[out, in]`` with ``batch`` rows of inputs, and the activation behind it: most layouts compute both in one pass.
 
     Layouts take part that hold weights at least as finely as the coarser of ``weight_dtype`` and the dtype they have.
     """
 
     def __init__(
-        self, topology: CSR, values: Tensor, batch: int, weight_dtype: torch.dtype = torch.float32
+        self,
+        topology: CSR,
+        values: Tensor,
+        batch: int,
+        weight_dtype: torch.dtype = torch.float32,
+        activation: str = "none",
     ) -> None:
+        self.activation = activation
         self.topology, self.shape, self.batch, self.values = topology, topology.shape, batch, values
         coarsest = max(values.dtype, weight_dtype, key=PRECISIONS.index)
         suited = [cls for cls in layouts(coarsest) if cls.unsuited(topology, values, batch) is None]
@@ -44,6 +52,7 @@ class LinearTrial(Trial[Layout]):
             density_step(self.topology),
             self.batch,
             str(self.values.dtype),
+            self.activation,
             list(self.suited),
         ]
         return json.dumps(parts, separators=(",", ":"))
@@ -51,13 +60,12 @@ class LinearTrial(Trial[Layout]):
     def hold(self, form: str) -> Layout:
         return self.suited[form].build(self.topology, self.values, self.batch)
 
-    def call(self, form: str) -> Callable[[], object]:
-        x = self.x
-        if form == TorchDense.name:  # that is what a layer does that is not packed: without a dispatch
-            weight = self.topology.dense(self.values)
-            return lambda: nn.functional.linear(x, weight)
-        dispatch = Dispatch({self.batch: self.hold(form)}, self.shape[1])
-        return lambda: dispatch(x, None, "none")
+    def call(self, held: Layout) -> Callable[[], object]:
+        x, activation = self.x, self.activation
+        if type(held) is TorchDense:  # that is what a layer does that is not packed: without a dispatch
+            return lambda: held.linear(x, None, activation)
+        dispatch = Dispatch({self.batch: held}, self.shape[1])
+        return lambda: dispatch(x, None, activation)
 
 
 def contest(
@@ -78,8 +86,11 @@ def contest(
     return LinearTrial(topology, values, batch, weight_dtype).contest(seconds)
 
 
-def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
-    """What a layer keeps; of a dense one, whatever is not zero."""
+def connections_of(layer: nn.Module) -> tuple[CSR, Tensor]:
+    """What a linear layer keeps; of a dense one, whatever is not zero."""
+    if is_conv1d(layer):
+        return connections_of_conv1d(layer)[:2]
+    assert isinstance(layer, nn.Linear)
     if isinstance(layer, SparseLinear):
         return layer.topology, layer.weight_values.detach()
     weight = layer.weight.detach()
@@ -87,14 +98,44 @@ def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
     return CSR.from_mask(mask), weight[mask]
 
 
-def packed_linear(layer: nn.Linear, chosen: dict[int, Layout], activation: str) -> nn.Module:
-    """The layer that takes the place of ``layer``; itself where nothing is faster."""
-    if any(not isinstance(held, Dense) for held in chosen.values()):
-        topology, values = connections_of(layer)
-        return PackedLinear.pack(topology, values, fixed_bias(layer), chosen, activation)
-    dense = {batch: held for batch, held in chosen.items() if isinstance(held, Dense)}
-    if isinstance(layer, SparseLinear):
-        return DenseLinear.pack(layer.to_linear(), dense, activation)
-    if all(type(held) is TorchDense for held in dense.values()):
-        return layer
-    return DenseLinear.pack(layer, dense, activation)
+@dataclass
+class Chosen:
+    """A linear layer and the layouts chosen for it.
+
+    Attributes:
+        layer: what was there.
+        activation: what is applied to its outputs.
+        weight_dtype: the coarsest that its weights may be rounded to.
+        topology: its connections.
+        values: its kept weights.
+        by_batch: the layout for each size of batch.
+    """
+
+    layer: nn.Module
+    activation: str
+    weight_dtype: torch.dtype
+    topology: CSR
+    values: Tensor
+    by_batch: dict[int, Layout] = field(default_factory=dict)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its bias without history."""
+        bias = self.layer._parameters["bias"]
+        return None if bias is None else bias.detach()
+
+    def packed(self) -> nn.Module:
+        """The layer that takes its place; itself where nothing is faster."""
+        layer = self.layer
+        if is_conv1d(layer):
+            plain = all(type(held) is TorchDense for held in self.by_batch.values())
+            return layer if plain else PackedConv1D.pack(layer, self.by_batch)
+        assert isinstance(layer, nn.Linear)
+        if any(not isinstance(held, Dense) for held in self.by_batch.values()):
+            return PackedLinear.pack(self.topology, self.values, self.bias, self.by_batch, self.activation)
+        dense = {batch: held for batch, held in self.by_batch.items() if isinstance(held, Dense)}
+        if isinstance(layer, SparseLinear):
+            return DenseLinear.pack(layer.to_linear(), dense, self.activation)
+        if all(type(held) is TorchDense for held in dense.values()):
+            return layer
+        return DenseLinear.pack(layer, dense, self.activation)

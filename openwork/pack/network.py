@@ -8,7 +8,7 @@ inside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from openwork.kernels.blocked import block_shape
 from openwork.pack.graph import Reader, traced
-from openwork.pack.steps import Conv, Plain, Step, Values, filled, places
+from openwork.pack.places import Values, filled, places
+from openwork.pack.steps import Conv, Plain, Step
 
 SIZES_KEPT = 4
 """Numbers of images for which memory is kept."""
@@ -54,8 +55,17 @@ class Network:
             example: images.
             layers: convolutions to run in our kernels: with 16 images side by side (True), or 16 pixels (False).
         """
-        graph = traced(model, example) if layers else None
-        return None if graph is None else cls(model, example, layers, Reader(model, graph, layers))
+        return next(cls.each(model, example, [layers]))
+
+    @classmethod
+    def each(
+        cls, model: nn.Module, example: Tensor, forms: Iterable[Mapping[nn.Module, bool]]
+    ) -> Iterator[Network | None]:
+        """As :meth:`of` for several choices of ``layers``, tracing the model once."""
+        graph = traced(model, example)
+        for layers in forms:
+            reads = graph is not None and bool(layers)
+            yield cls(model, example, layers, Reader(model, graph, layers)) if reads and graph else None
 
     def __call__(self, x: Tensor) -> Any:
         """The outputs of the model for ``x [images, ...]``, which must fit (:meth:`fits`)."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,20 +18,25 @@ from openwork.layouts.conv_layout import ImagesConv, PixelsConv
 from openwork.layouts.packed_conv import PackedConv, PackedConv2d
 from openwork.pack.choice import MARGIN
 from openwork.pack.decisions import Whole
+from openwork.pack.memory import Memory
 from openwork.pack.network import Network, Runner
-from openwork.timing import latencies
+from openwork.progress import track
+from openwork.timing import race
 
 LAYERS = "layer after layer"
 
 
-def run_whole_(model: nn.Module, example: Any, batches: Sequence[int], seconds: float) -> tuple[Whole, ...]:
+def run_whole_(
+    model: nn.Module, example: Any, batches: Sequence[int], seconds: float, memory: Memory | None = None
+) -> tuple[Whole, ...]:
     """Let ``model`` run as one network at the sizes of batch where that is faster than its layers one after the other, in place.
 
     Args:
         model: packed. Models of anything but images ``[images, channels, rows, columns]`` are left as they are.
         example: what it is called with.
         batches: sizes of batch.
-        seconds: for measuring, at each size, besides three calls of each contender.
+        seconds: for measuring, at each size, besides two calls of each contender.
+        memory: times that are known: then only the fastest form is built.
 
     Returns:
         What was measured, for each size of batch.
@@ -38,22 +46,52 @@ def run_whole_(model: nn.Module, example: Any, batches: Sequence[int], seconds: 
     if not (native.enabled() and isinstance(example, Tensor) and example.dim() == 4 and example.shape[0]):
         return ()
     told, networks = [], {}
-    for batch in batches:
+    for batch in track(batches, "packing as a whole"):
         x = example[torch.arange(batch) % example.shape[0]].contiguous()
         forms = _forms(model, x)
         if not forms:
             return ()
-        calls: dict[str, Callable[[], object]] = {LAYERS: lambda x=x: model(x)}  # type: ignore[misc]
-        calls |= {name: (lambda x=x, network=network: network(x)) for name, network in forms.items()}  # type: ignore[misc]
-        times = {name: found.median for name, found in latencies(calls, seconds=seconds, rounds=5).items()}
-        best = min(times, key=lambda name: times[name])
-        if times[LAYERS] < times[best] * MARGIN:
-            best = LAYERS
-        networks[batch] = forms.get(best)
+        key = _key(model, x)
+        times = None if memory is None else memory.recall(key)
+        if times is None:
+            built = _built(model, x, forms)
+            if not built:
+                return ()
+            times, calm = _times(model, x, built, seconds)
+            if calm and memory is not None:
+                memory.remember(key, times)
+            best = _best(times)
+        else:
+            best = _best(times)
+            built = _built(model, x, {name: forms[name] for name in forms if name == best})
+            best = best if best in built else LAYERS
+        networks[batch] = built.get(best)
         told.append(Whole(batch, best, times[LAYERS] * 1e3, times[best] * 1e3))
     if any(network is not None for network in networks.values()):
         vars(model)["forward"] = Runner(model, networks)
     return tuple(told)
+
+
+def _times(
+    model: nn.Module, x: Tensor, built: Mapping[str, Network], seconds: float
+) -> tuple[dict[str, float], bool]:
+    """Median seconds of each form, and whether the machine was calm."""
+    calls: dict[str, Callable[[], object]] = {LAYERS: lambda: model(x)}
+    calls |= {name: partial(network, x) for name, network in built.items()}
+    found = race(calls, seconds=seconds, rounds=5, always=[LAYERS])
+    times = {name: latency.median for name, latency in found.items()}
+    return times, all(latency.is_calm for latency in found.values())
+
+
+def _best(times: Mapping[str, float]) -> str:
+    best = min(times, key=lambda name: times[name])
+    return LAYERS if times[LAYERS] < times[best] * MARGIN else best
+
+
+def _key(model: nn.Module, x: Tensor) -> str:
+    """What a measurement depends on: the modules with their layouts, and the images."""
+    told = hashlib.sha256(repr((type(model).__qualname__, model)).encode()).hexdigest()[:16]
+    return json.dumps(["whole", told, *x.shape], separators=(",", ":"))
 
 
 def layer_by_layer_(model: nn.Module) -> None:
@@ -62,8 +100,8 @@ def layer_by_layer_(model: nn.Module) -> None:
         del vars(model)["forward"]
 
 
-def _forms(model: nn.Module, x: Tensor) -> dict[str, Network]:
-    """The networks that ``model`` can run as, without those that compute something else than it does."""
+def _forms(model: nn.Module, x: Tensor) -> dict[str, Mapping[nn.Module, bool]]:
+    """The networks that ``model`` could run as: the convolutions that each computes in our kernels, and how."""
     if (
         x.dtype is not torch.float32 or not x.is_cpu or "forward" in vars(model)
     ):  # a forward of the model's own
@@ -77,13 +115,17 @@ def _forms(model: nn.Module, x: Tensor) -> dict[str, Network]:
     measured: dict[nn.Module, bool] = {m: f.grouped for m, f in forms.items() if isinstance(f, PixelsConv)}
     blocks = ImagesConv.unsuited_images(x.shape[0]) is None
     how = "in blocks" if blocks else "in pixels"
-    layers: dict[str, Mapping[nn.Module, bool]] = {
+    return {
         "layers as measured": measured,
         f"sparse convolutions {how}": dict.fromkeys([*sparse, *thin], blocks),
         f"all convolutions {how}": dict.fromkeys(convolutions, blocks),
     }
-    found = {name: Network.of(model, x, chosen) for name, chosen in layers.items()}
-    expected = model(x)
+
+
+def _built(model: nn.Module, x: Tensor, forms: Mapping[str, Mapping[nn.Module, bool]]) -> dict[str, Network]:
+    """Networks, without those that compute something else than ``model`` does."""
+    found = dict(zip(forms, Network.each(model, x, forms.values()), strict=True))
+    expected = model(x) if any(network is not None for network in found.values()) else None
     return {
         name: network
         for name, network in found.items()

@@ -29,6 +29,7 @@ class GraSP(Pruning):
     """
 
     before_training: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     allocation: str | Allocation = "global"
     temperature: float = 200.0

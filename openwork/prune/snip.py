@@ -27,6 +27,7 @@ class SNIP(Pruning):
     """
 
     before_training: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     allocation: str | Allocation = "global"
 

@@ -33,6 +33,7 @@ class SynFlow(Pruning):
     """
 
     before_training: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     allocation: str | Allocation = "global"
     rounds: int = 100

@@ -14,6 +14,7 @@ from openwork.calibrator import BlockCalibrated, Calibrated, ModelCalibrated
 from openwork.method import Method
 from openwork.plan import Plan, plan
 from openwork.pruner import Pruning, sparsify_
+from openwork.restructuring import Restructuring, restructure_
 from openwork.scores import Batch
 from openwork.sparsifier import Sparsifier, Training, attach
 from openwork.testing.networks import batches
@@ -45,6 +46,10 @@ class Trial:
         if isinstance(method, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
             pruned = sparsify_(model, method, data=data[:2])
             return Outcome(pruned.plan, pruned.masks)
+        if isinstance(method, Restructuring):
+            planned = plan(model, method)
+            restructure_(model, method)
+            return Outcome(planned, {})
         sparsifier, optimizer = attached(method, model)
         for batch in data:
             step(model, optimizer, batch)
@@ -53,7 +58,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method said it would do to a model, and what it did."""
+    """What a method said it would do to a model, and what it did; there are no masks of layers in another form."""
 
     plan: Plan
     masks: Mapping[str, Tensor]
@@ -84,7 +89,7 @@ def step(model: nn.Module, optimizer: Optimizer, batch: Batch) -> float:
 
 def plant_zeros(model: nn.Module, method: Method) -> None:
     """Give a method that keeps a model's zeros some to keep."""
-    if method.reads_zeros:
+    if method.reads_zeros and not method.restructures:
         with torch.no_grad():
             for row in plan(model, method).sparse:
                 row.weight.parameter.view(-1)[::3] = 0.0

@@ -40,7 +40,8 @@ class BDWP(SRSTE):
 
     Args:
         backward: ``own`` as above, or ``same``: ``M_f`` in both directions, the exact gradient (:class:`SRSTE`).
-        pattern: 2:4; the paper takes 2:8. Where outputs do not divide, a layer keeps ``M_f`` in both directions.
+        pattern: 2:4; the paper takes 2:8. Where outputs do not divide, a layer keeps ``M_f`` in both directions. Sparser patterns
+            leave too little of ``dX``: at 1:8 a small network did not learn.
         decay: 0; the term of :class:`SRSTE` may be added.
 
     Differences from the authors' code: this is the arithmetic of the method, not its speed, which takes hardware with N:M units

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class SNFS(SET):
     What is dropped in all is grown in all, exactly, so there is no drift to control. Updates come every ``every`` steps, theirs
     once an epoch.
     """
+
+    splits: ClassVar[bool] = True
 
     sparsity: float = 0.95
     allocation: str | Allocation = "uniform"

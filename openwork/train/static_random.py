@@ -25,7 +25,15 @@ class StaticRandom(Training):
 
         M ~ uniform over masks with sum(M) = kept,     w <- M * w after every step
 
-    It approaches the dense network as the network gets wider and deeper.
+    It approaches the dense network as the network gets wider and deeper. It is also where methods that prune while they train may
+    start, instead of from the dense network (Gadhikar et al.): they then work inside its mask and never leave it::
+
+        start = ow.attach(model, None, ow.StaticRandom(sparsity=0.5, allocation="balanced"))
+        start.detach()
+        ow.attach(model, optimizer, ow.GMP(sparsity=0.9, steps=10_000), masks=start.masks)          # or ISSP, STR
+
+    With ``allocation=ow.Like.of(masks)`` it takes over from another topology how many connections each layer has, and draws anew
+    which: the control of every claim that a mask was well chosen.
 
     Args:
         repair: connect every output unit that drew no input and every input that drew no output, and take as many connections

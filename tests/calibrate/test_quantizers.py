@@ -8,10 +8,12 @@ import torch
 
 from openwork.calibrate.gptq import GPTQ
 from openwork.calibrate.rtn import RTN
+from openwork.calibrate.sparsegpt import SparseGPT
 from openwork.calibrate.spqr import SpQR, bits_per_weight
 from openwork.calibrator.contract import Layer
 from openwork.calibrator.quantizing import Quantizing
 from openwork.layouts.csr import CSR
+from openwork.patterns import pattern
 from openwork.quantization import IntegerGrid, Quantized, fit, grid, nearest
 from openwork.quantization.codes import pack
 from openwork.quantization.outliers import left_out_gain
@@ -236,3 +238,50 @@ def test_spqr_beats_gptq_of_the_same_size_where_weights_have_outliers() -> None:
     solution = SpQR(threshold=0.6, damping=rival.damping).solve(held)
     assert bits_per_weight(solution.parts) < plain.parts["quantized"].bits_per_weight
     assert output_error(held, solution.weight, x) < 0.8 * output_error(held, plain.weight, x)
+
+
+@pytest.mark.parametrize("group", [4, "row"])
+@pytest.mark.parametrize("form", ["unstructured", "2:4", "fan-in"])
+def test_sparsegpt_chooses_and_rounds_in_one_sweep(form: str, group: int | str) -> None:
+    held, _ = layer(out=9, features=24, seed=2)
+    held = dataclasses.replace(
+        held, weight=held.dense, mask=torch.ones_like(held.mask), pattern=pattern(form), kept=9 * 12
+    )
+    stage = SparseGPT(grid="int4", group=group)  # type: ignore[arg-type]
+    solution = stage.solve(held)
+    assert solution.mask is not None
+    q = solution.parts["quantized"]
+    assert torch.equal(solution.weight, torch.where(solution.mask, q.dense().double(), 0))
+    assert held.pattern.allows(solution.mask)
+    assert int(solution.mask.sum()) == 9 * 12
+
+
+def test_pruning_and_rounding_in_one_sweep_lose_less_than_one_after_the_other() -> None:
+    joint, apart = 0.0, 0.0
+    for seed in range(8):
+        held, x = layer(out=19, features=24, seed=seed)
+        held = dataclasses.replace(held, weight=held.dense, mask=torch.ones_like(held.mask), kept=19 * 12)
+        joint += output_error(held, SparseGPT(grid="int3", group=8).solve(held).weight, x)
+        pruned = SparseGPT().solve(held)
+        assert pruned.mask is not None
+        after = RTN(grid="int3", group=8).solve(
+            dataclasses.replace(held, weight=pruned.weight, mask=pruned.mask)
+        )
+        apart += output_error(held, after.weight, x)
+    assert joint < apart
+
+
+def test_sparsegpt_with_a_fixed_mask_rounds_as_gptq_does() -> None:
+    held, _ = layer(out=7, features=20, sparsity=0.5, seed=4)
+    stage = SparseGPT(grid="int4", group=5)
+    joint = stage.solve(held)
+    gptq = GPTQ(grid="int4", group=5).solve(held)
+    assert torch.equal(joint.weight, gptq.weight)
+    assert torch.equal(joint.mask, held.mask)  # type: ignore[arg-type]
+
+
+def test_sparsegpt_refuses_grids_it_cannot_use() -> None:
+    with pytest.raises(ValueError, match="no level there"):
+        SparseGPT(grid=IntegerGrid(4, zero="real"))
+    with pytest.raises(ValueError, match="whole tensor"):
+        SparseGPT(group="tensor")

@@ -14,7 +14,9 @@ from torch import nn
 import openwork as ow
 from openwork.calibrate.bias_correct import BiasCorrect
 from openwork.calibrate.dsnot import DSnoT
+from openwork.calibrate.rescale import Rescale
 from openwork.calibrate.wanda import Wanda
+from openwork.calibrator import Solution
 from tests.calibrate.layers import given, with_inputs
 
 
@@ -137,3 +139,59 @@ def test_a_layer_without_a_bias_is_left_alone_unless_asked():
     with pytest.raises(ValueError, match="no place for a bias"):
         ow.sparsify_(experts, BiasCorrect(add=True), data=[torch.randn(2, 4, 3, 3)])
     assert experts.bias is None
+
+
+@settings(max_examples=20, deadline=None)
+@drawn(st.integers(0, 999), st.booleans(), st.sampled_from(["fan-in", "unstructured", "1:2"]))
+def test_rescaling_is_a_line_fitted_to_the_outputs(seed, biased, form):
+    bias = torch.linspace(-1, 1, 13, dtype=torch.float64) if biased else None
+    layer, x = pruned(seed, shift=0.9, bias=bias, form=form)
+    solution = Rescale().solve(layer)
+    assert torch.equal(solution.weight != 0, layer.weight != 0)
+    dense = x @ layer.dense.T + (0 if bias is None else bias)
+    y = x @ layer.weight.T
+    for r in range(len(y[0])):
+        if not bool(layer.mask[r].any()):
+            continue
+        points = torch.stack([y[:, r], *([torch.ones(len(y)).double()] if biased else [])], 1)
+        line = torch.linalg.lstsq(points, dense[:, r]).solution
+        torch.testing.assert_close(solution.weight[r], line[0] * layer.weight[r])
+        if biased:
+            torch.testing.assert_close(solution.bias[r], line[1])
+    after, before = layer.error(solution.weight, solution.bias), layer.error(layer.weight)
+    assert after <= before * (1 + 1e-9)
+    corrected = BiasCorrect().solve(layer)
+    assert not biased or after <= layer.error(corrected.weight, corrected.bias) * (1 + 1e-9)
+
+
+def test_rescaling_leaves_outputs_alone_that_do_not_vary():
+    layer, x = pruned(4, bias=torch.zeros(13).double())
+    layer = with_inputs(layer, torch.ones_like(x))
+    solution = Rescale().solve(layer)
+    assert torch.equal(solution.weight, layer.weight)
+    torch.testing.assert_close(solution.bias, layer.dense.sum(1) - layer.weight.sum(1))
+
+
+def test_before_a_norm_the_mean_alone_does_harm_and_the_scale_does_good():
+    """Every input comes twice and one of the two is dropped, so each output is exactly half of what it was, its mean as well.
+    A norm makes up for that, unless the mean alone is put right.
+    """
+    half, x = given(0, out=48, inputs=32, tokens=300, shift=2.0)
+    twice = torch.cat([half.dense, half.dense], 1)
+    mask = torch.cat([torch.ones_like(half.mask), torch.zeros_like(half.mask)], 1)
+    layer = with_inputs(
+        half, torch.cat([x, x], 1), dense=twice, weight=twice * mask, mask=mask, shape=tuple(twice.shape),
+        bias=torch.zeros(48).double(), dense_bias=torch.zeros(48).double(),
+    )  # fmt: skip
+    x = torch.cat([x, x], 1)
+    wanted = nn.functional.layer_norm(x @ layer.dense.T, (48,))
+
+    def lost(solution):
+        y = x @ solution.weight.T + (0 if solution.bias is None else solution.bias)
+        return float((nn.functional.layer_norm(y, (48,)) - wanted).square().mean())
+
+    assert lost(Solution(layer.weight)) < 1e-6
+    assert lost(BiasCorrect().solve(layer)) > 0.05
+    assert lost(Rescale().solve(layer)) < 1e-12
+    corrected = BiasCorrect().solve(layer)
+    assert layer.error(corrected.weight, corrected.bias) < layer.error(layer.weight)

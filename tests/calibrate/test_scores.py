@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openwork.calibrate.flap import FLAP
 from openwork.calibrate.ria import RIA, relative_importance
 from openwork.calibrate.sparsegpt import SparseGPT
-from openwork.calibrate.wanda import Wanda, wanda_scores
+from openwork.calibrate.wanda import Wanda, cumulative_shares, wanda_scores
 from tests.calibrate.layers import given, with_inputs
 
 
@@ -99,3 +99,29 @@ def test_scores_that_are_nan_are_refused(cls):
     layer, _ = given(0, form="groups 1" if cls is FLAP else "unstructured")
     with pytest.raises(ValueError, match="the scores of layer hold NaN"):
         cls().solve(dataclasses.replace(layer, weight=layer.weight * torch.nan))
+
+
+def test_shares_of_a_row_are_the_prefix_rule_with_one_threshold_for_all():
+    """The authors' code: for an alpha, each row loses the smallest scores, as many as sum up to alpha of the row's at most."""
+    layer, _ = given(5, out=17, inputs=23, form="unstructured")
+    scores = wanda_scores(layer)
+    for alpha in (0.05, 0.2, 0.4, 0.7):
+        expected = torch.ones_like(layer.mask)
+        for r, row in enumerate(scores.tolist()):
+            lost = 0.0
+            for j in sorted(range(len(row)), key=lambda j: row[j]):
+                if lost + row[j] > alpha * sum(row):
+                    break
+                lost += row[j]
+                expected[r, j] = False
+        kept = int(expected.sum())
+        found = Wanda(pattern="unstructured", shares=True).solve(dataclasses.replace(layer, kept=kept))
+        assert torch.equal(found.mask, expected)
+        assert len(set(found.mask.sum(1).tolist())) > 1
+    with pytest.raises(ValueError, match="different numbers"):
+        Wanda(shares=True)
+
+
+def test_shares_where_all_is_equal_or_nothing_is_left():
+    assert torch.allclose(cumulative_shares(torch.ones(2, 4)), torch.tensor([0.25, 0.5, 0.75, 1.0]).double())
+    assert torch.equal(cumulative_shares(torch.zeros(2, 3)), torch.zeros(2, 3).double())

@@ -443,3 +443,20 @@ def test_an_estimate_says_what_it_takes_and_changes_nothing():
     assert found.nbytes < estimate(model, ow.SparseGPT(), data=windows(6)).nbytes
     assert same(before, weights(model))
     assert "12 layers in 3 blocks, 3 batches: about" in str(found)
+
+
+def test_what_a_method_for_the_whole_model_prunes_is_pruned_also_where_no_stage_goes(tmp_path):
+    scored = ow.Magnitude(sparsity=0.6, allocation="global")
+    recipe = [scored, ow.Refit(exclude=("*.up.*",))]
+    dense, model, again = gpt(), gpt(), gpt()
+    masks = ow.sparsify_(gpt(), ow.Magnitude(sparsity=0.6, allocation="global", exclude=("head.*",))).masks
+    found = ow.sparsify_(model, recipe, data=windows(), checkpoint=tmp_path)
+    assert same(found.masks, masks)
+    assert found.plan.kept == sum(int(m.sum()) for m in found.masks.values())
+    left = [name for name in masks if ".up." in name]
+    assert left
+    for name in left:
+        weight = dict(dense.named_parameters())[name] * masks[name]
+        assert torch.equal(dict(model.named_parameters())[name], weight)
+    ow.sparsify_(again, recipe, data=windows(), checkpoint=tmp_path)
+    assert same(weights(model), weights(again))

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwork import DNW, GMP, SNIP, SRSTE, Magnitude, RandomSearch, RigL, StaticRandom
+from openwork import DNW, GMP, SNIP, SRSTE, SSVI, Magnitude, RandomSearch, RigL, StaticRandom
 from openwork.cli import main
 from openwork.compare import comparison as page
+from openwork.compare import contest
 from openwork.compare.comparison import Comparison, cells, run
 from openwork.compare.contest import Contestant, train
-from openwork.compare.field import entry, field, nearest_nm, shelf
+from openwork.compare.field import UNSCALED, entry, field, nearest_nm, shelf
 from openwork.compare.ledger import Ledger, key
 from openwork.compare.perceptrons import Perceptrons
 from openwork.layouts.linear import SparseLinear
@@ -44,7 +45,7 @@ def test_all_keep_as_many(table):
     assert kept.pop("dense") == MODEL.connections == 64 * 24 + 240
     assert kept.pop("dense, small") == 64 * 6 + 60
     assert set(kept.values()) == {444}
-    assert list(kept) == [cls.name for cls in METHODS]
+    assert list(kept) == [UNSCALED, *(cls.name for cls in METHODS)]
     assert all(line.failed is None and len(line.accuracies) == 2 for line in table)
 
 
@@ -69,7 +70,7 @@ def test_a_finished_run_is_not_run_again(table, folder, monkeypatch):
     assert ran == ["sr_ste 1:4"] * 2
     ran.clear()
     [*run(small(steps=8, methods=(SNIP,), seeds=(0,)), folder)]
-    assert ran == ["dense", "dense, small", "snip"]
+    assert ran == ["dense", "dense, small", UNSCALED, "snip"]
 
 
 def test_what_an_interruption_leaves_is_taken_up(tmp_path):
@@ -82,8 +83,8 @@ def test_what_an_interruption_leaves_is_taken_up(tmp_path):
     assert [json.loads(line)["contestant"] for line in lines] == [
         "dense",
         "dense, small",
+        UNSCALED,
         "static_random",
-        "random_search",
     ]
     assert [*run(small(seeds=(0,)), tmp_path)][3][:4] == partial
 
@@ -106,19 +107,47 @@ def test_every_method_that_decides_takes_part_and_fits():
     assert KeepZeros not in shelf()
     model = Perceptrons((64, 32, 32, 10))
     entered = field(shelf(), 0.9, 60, model)
-    assert len(entered) == len(shelf()) + 1
+    assert len(entered) == len(shelf()) + 2
+    assert entered[1].method == StaticRandom(sparsity=0.9, steps=60, init="keep")
     assert entered[0].model.connections <= round(0.1 * model.connections)
     assert all(e.sparsity == 0.9 for e in entered[1:])
 
 
 def test_the_entry_of_a_method():
-    assert entry(RigL, 0.9, 300, (64,)) == Contestant("rigl", RigL(sparsity=0.9, steps=300, every=20), 2 / 3)
+    assert entry(RigL, 0.9, 300, (64,)) == Contestant("rigl", RigL(sparsity=0.9, steps=300, every=20), 1 / 2)
     assert entry(DNW, 0.9, 300, (64,)).method.every == 1
     assert entry(RandomSearch, 0.9, 300, (64,)).pruned_at == 0.0
     assert entry(SRSTE, 0.9, 300, (64, 48)).method.pattern == "1:16"
     assert all(
         cls.before_training for cls in map(registry().get, ("snip", "grasp", "synflow", "random_search"))
     )
+
+
+def test_the_split_is_common_but_for_those_who_find_it():
+    methods = shelf()
+    same = field(methods, 0.9, 60, Perceptrons((64, 32, 32, 10)), split="erk")[2:]
+    own = field(methods, 0.9, 60, Perceptrons((64, 32, 32, 10)), split=None)[2:]
+    finders = {cls.name for cls in methods if cls.splits}
+    assert finders >= {"snip", "grasp", "synflow", "snfs", "str"}
+    assert not finders & {"gmp", "magnitude", "rigl", "acdc"}
+    for shared, default, cls in zip(same, own, methods, strict=True):
+        assert default.method.allocation == cls.allocation
+        assert shared.method.allocation == (cls.allocation if cls.splits else "erk")
+    assert entry(SSVI, 0.9, 300, (64,), examples=77).method.samples == 77
+
+
+def test_the_split_decides_the_counts_of_layers(tmp_path):
+    uniform, erk = (
+        train(small().setting, entry(GMP, 0.75, 9, (64, 24), split=split), 0) for split in (None, "erk")
+    )
+    counts = [
+        [m.weight_values.numel() for m in t.model.modules() if isinstance(m, SparseLinear)]
+        for t in (uniform, erk)
+    ]
+    assert sum(counts[0]) == sum(counts[1])
+    assert counts[0] != counts[1]
+    assert {line.method for line in [*run(small(split=None, seeds=(0,)), tmp_path)][-1]} >= {"gmp", "snip"}
+    assert sum("uniform" in line for line in (tmp_path / "runs.jsonl").read_text().splitlines()) == 3
 
 
 @given(
@@ -163,14 +192,36 @@ def test_pruned_before_or_in_the_middle_and_trained_on(pruned_at):
     assert train(small().setting, contestant, 3).run.losses == trained.run.losses
 
 
+def test_what_is_left_starts_with_the_whole_learning_rate(monkeypatch):
+    rates = []
+    real = contest.fit
+
+    def fit(model, task, *, optimizer, steps, **told):
+        rates.append([optimizer.param_groups[0]["lr"]])
+        done = real(model, task, optimizer=optimizer, steps=steps, **told)
+        rates[-1].append(optimizer.param_groups[0]["lr"])
+        return done
+
+    monkeypatch.setattr(contest, "fit", fit)
+    train(small().setting, Contestant("magnitude", Magnitude(sparsity=0.75), 0.5), 0)
+    assert rates == [[0.003, pytest.approx(0.0)]] * 2
+
+
 def test_keys_and_files():
     assert key({"a": 1, "b": [2]}) == key({"b": [2], "a": 1}) != key({"a": 1, "b": [3]})
 
 
-def test_another_file_is_refused(tmp_path):
-    (tmp_path / "runs.jsonl").write_text('{"key": "x"}\nnot a run\n')
+RUN = '{"key": "x", "contestant": "set", "sparsity_asked": 0.9, "test_accuracy": 0.5}'
+
+
+@pytest.mark.parametrize(
+    "line", ["not a run", "[]", '{"key": 3}', RUN.replace("0.5", '"half"'), "[" * 100_000, "\udcff"]
+)
+def test_another_file_is_refused(tmp_path, line):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(f"{RUN}\n{line}\n", errors="surrogateescape")
     with pytest.raises(ValueError, match="line 2"):
-        Ledger(tmp_path / "runs.jsonl")
+        Ledger(path)
 
 
 def test_the_command(tmp_path, capsys):
@@ -193,6 +244,7 @@ def test_the_command(tmp_path, capsys):
     assert [line["method"] for line in found["lines"]] == [
         "dense",
         "dense, small",
+        UNSCALED,
         "static_random",
         "random_search",
         "rigl",

@@ -7,7 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openwork.factorization import truncated
 from openwork.layouts.monarch import MonarchLinear, sizes
+from openwork.tasks.digits import digits
+from openwork.tasks.mlp import mlp
+from openwork.tasks.training import fit
 
 
 def random(*shape, seed=0):
@@ -80,3 +84,39 @@ def test_blocks_that_do_not_fit():
         MonarchLinear(random(2, 3, 4), random(2, 3, 3), 9, 6)
     with pytest.raises(ValueError, match="7 blocks"):
         sizes(6, 9, 7)
+
+
+def test_where_it_is_nearer_than_low_rank_of_as_many_numbers():
+    """Relative errors for 64 x 64 in 1024 numbers. Fast transforms and permutations are far from any low rank; smooth kernels and
+    the weights of a trained perceptron are not, and there low rank wins."""
+    n, blocks = 64, 8
+    i = torch.arange(n)
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    while len(hadamard) < n:
+        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), hadamard)
+    model = mlp([64, 64, 64, 10], seed=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    fit(model, digits(), optimizer=optimizer, steps=400, seed=5)
+    weights = {
+        "random": random(n, n),
+        "Hadamard": hadamard,
+        "permutation": torch.eye(n, dtype=torch.float64)[
+            torch.randperm(n, generator=torch.Generator().manual_seed(1))
+        ],
+        "smooth Toeplitz": torch.exp(-(i[:, None] - i).abs().double() / 6),
+        "trained": model.fc2.weight.detach().double(),
+    }
+    found = {}
+    for name, weight in weights.items():
+        layer = MonarchLinear.nearest(weight, blocks)
+        dense = layer.dense().detach()
+        factors = truncated(weight, layer.numbers // (2 * n))
+        near = [float((made - weight).norm() / weight.norm()) for made in (dense, factors.product())]
+        found[name] = pytest.approx(near, abs=0.02)
+    assert found == {
+        "random": [0.786, 0.793],
+        "Hadamard": [0.0, 0.935],
+        "permutation": [0.6, 0.935],
+        "smooth Toeplitz": [0.264, 0.181],
+        "trained": [0.759, 0.709],
+    }

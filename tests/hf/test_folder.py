@@ -1,6 +1,8 @@
 """Models go out as folders and come back with the same bits, dense or sparse."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,6 +81,26 @@ def test_a_sparse_folder_comes_back_with_the_same_bits(family, tmp_path):
     assert not any(isinstance(m, SparseLinear) for m in dense.modules())
     assert torch.equal(outputs(dense), expected)
     assert torch.equal(outputs(again.dequantize()), expected)
+
+
+def test_transformers_alone_refuses_a_sparse_folder(tmp_path):
+    for family, build in FAMILIES.items():
+        model = build()
+        save(model, tmp_path / family, storage="sparse", masks=pruned(model))
+    alone = """
+import sys, transformers
+for folder in sys.argv[1:]:
+    architecture = transformers.AutoConfig.from_pretrained(folder).architectures[0]
+    try:
+        getattr(transformers, architecture).from_pretrained(folder)
+    except RuntimeError as error:
+        assert "mismatched" in str(error), error
+    else:
+        sys.exit(f"{folder} was loaded")
+assert "openwork" not in sys.modules
+"""
+    folders = [str(tmp_path / family) for family in FAMILIES]
+    assert subprocess.run([sys.executable, "-c", alone, *folders], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -278,6 +300,16 @@ def test_what_is_no_folder_of_a_model_is_said_without_asking_the_hub(tmp_path):
     save(llama(), tmp_path / "out")
     with pytest.raises(FileError, match="no tokenizer"):
         load_tokenizer(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "config", ["{", "[]", '{"model_type": "llama", "hidden_size": "x"}', '{"model_type": "nosuch"}']
+)
+def test_a_damaged_configuration_is_refused_by_name(config, tmp_path):
+    save(llama(), tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(config)
+    with pytest.raises(FileError, match=r"out: no model can be loaded from there"):
+        load(tmp_path / "out")
 
 
 def test_the_card_tells_what_was_measured(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openwork.kernels import native
-from openwork.kernels.bitmasked import bitmask_rows, bitmasked_linear, positions
+from openwork.kernels.bitmasked import bitmask_rows, positions
 from openwork.kernels.linear import ACTIVATIONS
 from tests.kernels.matrices import SIZES, SPARSITIES, random_matrix
 from tests.kernels.test_linear import DENSE_ACTIVATION
@@ -25,7 +25,7 @@ def test_equals_the_dense_product(level, activation, rows, columns, batch, spars
     bits, dense = bits_of(rows, columns, sparsity, seed)
     x = torch.randn(batch, columns)
     b = torch.randn(rows) if bias else None
-    y = bitmasked_linear(x, bits, b, activation)
+    y = bits.linear(x, b, activation)
     expected = DENSE_ACTIVATION[activation](
         F.linear(x.double(), dense.double(), None if b is None else b.double())
     )
@@ -37,7 +37,7 @@ def test_bfloat16_weights_are_rounded_and_nothing_else(level, rows, columns, bat
     bits, dense = bits_of(rows, columns, sparsity, seed, torch.bfloat16)
     x = torch.randn(batch, columns)
     expected = F.linear(x.double(), dense.bfloat16().double())
-    torch.testing.assert_close(bitmasked_linear(x, bits).double(), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(bits.linear(x).double(), expected, rtol=1e-5, atol=2e-5)
 
 
 @given(rows=SIZES, columns=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
@@ -67,7 +67,7 @@ def test_bits_do_not_depend_on_threads(level, monkeypatch, batch):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(bitmasked_linear(x, bits, activation="gelu"))
+            results.append(bits.linear(x, activation="gelu"))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -78,7 +78,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level, batch):
     crow, col = torch.tensor([0, 2, 3, 4], dtype=torch.int32), torch.tensor([0, 2, 2, 1], dtype=torch.int32)
     bits = bitmask_rows(torch.ones(4), crow, col, (3, 3))
     x = torch.tensor([[float("nan"), float("inf"), 1.0]]).repeat(batch, 1)
-    y = bitmasked_linear(x, bits)
+    y = bits.linear(x)
     assert torch.equal(y.isnan(), y[:1].isnan().expand(batch, 3))
     assert y[0, 0].isnan()
     assert y[0, 1:].tolist() == [1, float("inf")]
@@ -88,7 +88,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level, batch):
 def test_empty_matrices(level, rows, columns):
     crow = torch.zeros(rows + 1, dtype=torch.int32)
     bits = bitmask_rows(torch.ones(0), crow, crow[:0], (rows, columns))
-    y = bitmasked_linear(torch.ones(2, columns), bits, torch.full((rows,), 2.0))
+    y = bits.linear(torch.ones(2, columns), torch.full((rows,), 2.0))
     assert torch.equal(y, torch.full((2, rows), 2.0))
 
 
@@ -96,7 +96,7 @@ def test_empty_matrices(level, rows, columns):
 def test_leading_dimensions_and_strides(level, shape):
     bits, dense = bits_of(20, 30, 0.5, 5)
     x = torch.randn(*shape[:-1], 60)[..., ::2]
-    y = bitmasked_linear(x, bits, torch.ones(40)[::2])
+    y = bits.linear(x, torch.ones(40)[::2])
     torch.testing.assert_close(y, F.linear(x, dense) + 1, rtol=1e-5, atol=1e-5)
 
 
@@ -104,10 +104,10 @@ def test_the_twin_agrees_and_follows_the_same_rule_for_nan(monkeypatch):
     bits, _ = bits_of(50, 70, 0.8, 6)
     x, bias = torch.randn(3, 70), torch.randn(50)
     x[0, 3] = float("nan")
-    native_result = bitmasked_linear(x, bits, bias, "silu")
+    native_result = bits.linear(x, bias, "silu")
     monkeypatch.setattr(native, "enabled", lambda: False)
     torch.testing.assert_close(
-        bitmasked_linear(x, bits, bias, "silu"), native_result, rtol=1e-5, atol=1e-5, equal_nan=True
+        bits.linear(x, bias, "silu"), native_result, rtol=1e-5, atol=1e-5, equal_nan=True
     )
 
 
@@ -115,10 +115,11 @@ def test_the_operator_is_sound_and_compiles():
     bits, _ = bits_of(20, 30, 0.5, 1)
     x = torch.randn(1, 30)
     torch.library.opcheck(
-        torch.ops.openwork.bitmasked_linear, (x, bits.masks, bits.values, bits.first, None, None, 20, "relu")
+        torch.ops.openwork.bitmasked_linear,
+        (x, [bits.masks, bits.values, bits.first, None], None, 20, "relu"),
     )
-    compiled = torch.compile(lambda x: bitmasked_linear(x, bits) + 1, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), bitmasked_linear(x, bits) + 1)
+    compiled = torch.compile(lambda x: bits.linear(x) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), bits.linear(x) + 1)
 
 
 def test_what_does_not_fit_is_refused():
@@ -132,8 +133,8 @@ def test_what_does_not_fit_is_refused():
         bitmask_rows(values[1:], *arguments)
     bits = bitmask_rows(values, *arguments)
     with pytest.raises(ValueError, match=r"x must be \[\.\.\., 30\]"):
-        bitmasked_linear(torch.zeros(1, 29), bits)
+        bits.linear(torch.zeros(1, 29))
     with pytest.raises(TypeError, match=r"x must be float32 on the CPU, found torch\.bfloat16"):
-        bitmasked_linear(torch.zeros(1, 30, dtype=torch.bfloat16), bits)
+        bits.linear(torch.zeros(1, 30, dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match="no gradients"):
-        bitmasked_linear(torch.zeros(1, 30, requires_grad=True), bits)
+        bits.linear(torch.zeros(1, 30, requires_grad=True))

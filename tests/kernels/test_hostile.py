@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openwork.kernels import native
-from openwork.kernels.bitmasked import bitmask_rows, bitmasked_linear
+from openwork.kernels.bitmasked import bitmask_rows
 from openwork.kernels.conv import prepare_conv
 from openwork.kernels.group_int4 import int4_groups
 from openwork.kernels.index import prepare
@@ -23,9 +23,9 @@ from openwork.kernels.pairs import pair_up
 from openwork.kernels.planes import Convolution
 from openwork.kernels.row_blocks import row_blocks
 from openwork.kernels.shared_columns import shared_columns
-from openwork.kernels.slices import slice_rows, sliced_linear
-from openwork.kernels.small_batch import octet_rows, small_batch_linear
-from openwork.kernels.squares import square_rows, squares_linear
+from openwork.kernels.slices import slice_rows
+from openwork.kernels.small_batch import octet_rows
+from openwork.kernels.squares import square_rows
 from openwork.layouts.csr import CSR
 from openwork.layouts.linear import SparseLinear
 
@@ -170,10 +170,10 @@ def test_what_is_a_topology_is_computed(
     expected = x @ CSR(shape, crow, col).dense(values).T
     for found in (
         sparse_linear(x, values, prepare(crow, col, shape)),
-        small_batch_linear(x, octet_rows(values, crow, col, shape)),
-        sliced_linear(x, slice_rows(values, crow, col, shape)),
-        bitmasked_linear(x, bitmask_rows(values, crow, col, shape)),
-        squares_linear(x, square_rows(values, crow, col, shape)),
+        octet_rows(values, crow, col, shape).linear(x),
+        slice_rows(values, crow, col, shape).linear(x),
+        bitmask_rows(values, crow, col, shape).linear(x),
+        square_rows(values, crow, col, shape).linear(x),
         row_blocks(crow, col, values, shape, 4).linear(x),
         shared_columns(crow, col, values, shape).linear(x),
     ):

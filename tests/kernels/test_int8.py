@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openwork.kernels import native
-from openwork.kernels.bitmasked import bitmask_rows, bitmasked_linear
+from openwork.kernels.bitmasked import bitmask_rows
 from openwork.kernels.inference import LARGEST_INT8, rounded
 from openwork.kernels.linear import ACTIVATIONS
 from openwork.kernels.row_blocks import FEW, row_blocks
-from openwork.kernels.slices import slice_rows, sliced_linear
-from openwork.kernels.small_batch import octet_rows, small_batch_linear
-from openwork.kernels.squares import square_rows, squares_linear
+from openwork.kernels.slices import slice_rows
+from openwork.kernels.small_batch import octet_rows
+from openwork.kernels.squares import square_rows
 from openwork.kernels.topology import row_of
 from tests.kernels.matrices import SIZES, SPARSITIES, of_mask, random_matrix
 from tests.kernels.test_linear import DENSE_ACTIVATION
@@ -25,16 +25,16 @@ def blocks(values, crow, col, shape, dtype=torch.int8):
 
 
 KERNELS = {
-    "slices": (slice_rows, sliced_linear),
-    "octets": (octet_rows, small_batch_linear),
-    "bitmask": (bitmask_rows, bitmasked_linear),
-    "squares": (square_rows, squares_linear),
-    "row blocks": (blocks, lambda x, held, bias=None, activation="none": held.linear(x, bias, activation)),
+    "slices": slice_rows,
+    "octets": octet_rows,
+    "bitmask": bitmask_rows,
+    "squares": square_rows,
+    "row blocks": blocks,
 }
 
 
 def held(kernel: str, prepared, values: Tensor, dtype: torch.dtype = torch.int8):
-    return KERNELS[kernel][0](values, prepared.crow, prepared.col, prepared.shape, dtype)
+    return KERNELS[kernel](values, prepared.crow, prepared.col, prepared.shape, dtype)
 
 
 def dense_of(prepared, values: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def dense_of(prepared, values: Tensor) -> Tensor:
 def test_only_the_weights_are_rounded(level, kernel, rows, columns, batch, sparsity, bias, seed, activation):
     prepared, values, _ = random_matrix(rows, columns, sparsity, seed)
     x, b = torch.randn(batch, columns), torch.randn(rows) if bias else None
-    y = KERNELS[kernel][1](x, held(kernel, prepared, values), b, activation)
+    y = held(kernel, prepared, values).linear(x, b, activation)
     expected = DENSE_ACTIVATION[activation](
         F.linear(x.double(), dense_of(prepared, values), None if b is None else b.double())
     )
@@ -98,7 +98,7 @@ def test_bits_do_not_depend_on_threads(level, monkeypatch, kernel, batch):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(KERNELS[kernel][1](x, held(kernel, prepared, values), torch.ones(170), "silu"))
+            results.append(held(kernel, prepared, values).linear(x, torch.ones(170), "silu"))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -112,7 +112,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level, kernel):
     made = held(kernel, prepared, torch.ones(prepared.kept))
     x = torch.ones(1, 12)
     x[0, 0], x[0, 7] = float("nan"), float("inf")
-    y = KERNELS[kernel][1](x, made)
+    y = made.linear(x)
     assert y[0, :16].isnan().all()
     assert (y[0, 16:] == float("inf")).all()
 
@@ -121,9 +121,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level, kernel):
 @pytest.mark.parametrize(("rows", "columns"), [(0, 5), (5, 0), (0, 0), (20, 7)])
 def test_empty_matrices(level, kernel, rows, columns):
     prepared = of_mask(torch.zeros(rows, columns, dtype=torch.bool))
-    y = KERNELS[kernel][1](
-        torch.ones(2, columns), held(kernel, prepared, torch.ones(0)), torch.full((rows,), 2.0)
-    )
+    y = held(kernel, prepared, torch.ones(0)).linear(torch.ones(2, columns), torch.full((rows,), 2.0))
     assert torch.equal(y, torch.full((2, rows), 2.0))
 
 
@@ -132,9 +130,9 @@ def test_empty_matrices(level, kernel, rows, columns):
 def test_the_twins_agree(monkeypatch, kernel, dtype):
     prepared, values, _ = random_matrix(50, 70, 0.8, 6)
     x, bias = torch.randn(3, 70), torch.randn(50)
-    expected = KERNELS[kernel][1](x, held(kernel, prepared, values, dtype), bias, "silu")
+    expected = held(kernel, prepared, values, dtype).linear(x, bias, "silu")
     monkeypatch.setattr(native, "enabled", lambda: False)
-    y = KERNELS[kernel][1](x, held(kernel, prepared, values, dtype), bias, "silu")
+    y = held(kernel, prepared, values, dtype).linear(x, bias, "silu")
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 

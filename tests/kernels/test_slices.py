@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from openwork.kernels import native
 from openwork.kernels.linear import ACTIVATIONS
-from openwork.kernels.slices import padded_entries, slice_rows, sliced_linear
+from openwork.kernels.slices import padded_entries, slice_rows
 from tests.kernels.matrices import SIZES, SPARSITIES, random_matrix
 from tests.kernels.test_linear import DENSE_ACTIVATION
 
@@ -25,7 +25,7 @@ def test_equals_the_dense_product(level, activation, rows, columns, batch, spars
     slices, dense = sliced(rows, columns, sparsity, seed)
     x = torch.randn(batch, columns)
     b = torch.randn(rows) if bias else None
-    y = sliced_linear(x, slices, b, activation)
+    y = slices.linear(x, b, activation)
     expected = DENSE_ACTIVATION[activation](
         F.linear(x.double(), dense.double(), None if b is None else b.double())
     )
@@ -37,7 +37,7 @@ def test_bfloat16_weights_are_rounded_and_nothing_else(level, rows, columns, spa
     slices, dense = sliced(rows, columns, sparsity, seed, torch.bfloat16)
     x = torch.randn(1, columns)
     expected = F.linear(x.double(), dense.bfloat16().double())
-    torch.testing.assert_close(sliced_linear(x, slices).double(), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(slices.linear(x).double(), expected, rtol=1e-5, atol=2e-5)
 
 
 @given(rows=SIZES, columns=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
@@ -68,7 +68,7 @@ def test_bits_do_not_depend_on_threads(level, monkeypatch):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(sliced_linear(x, slices, activation="gelu"))
+            results.append(slices.linear(x, activation="gelu"))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -83,13 +83,13 @@ def test_wide_matrices(level, inputs):
     assert slices.columns.dtype == (torch.uint16 if inputs == 65535 else torch.int32)
     x = torch.zeros(1, inputs)
     x[0, [0, 7, inputs - 2, inputs - 1]] = torch.tensor([1.0, 10, 100, 1000])
-    assert sliced_linear(x, slices).tolist() == [[2001, 0, 5430]]
+    assert slices.linear(x).tolist() == [[2001, 0, 5430]]
 
 
 def test_nan_and_infinity_reach_only_what_is_connected(level):
     crow, col = torch.tensor([0, 2, 3, 4], dtype=torch.int32), torch.tensor([0, 2, 2, 1], dtype=torch.int32)
     slices = slice_rows(torch.ones(4), crow, col, (3, 3))
-    y = sliced_linear(torch.tensor([[float("nan"), float("inf"), 1.0]]), slices)
+    y = slices.linear(torch.tensor([[float("nan"), float("inf"), 1.0]]))
     assert y[0, 0].isnan()
     assert y[0, 1:].tolist() == [1, float("inf")]
 
@@ -98,7 +98,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level):
 def test_empty_matrices(level, rows, columns):
     crow = torch.zeros(rows + 1, dtype=torch.int32)
     slices = slice_rows(torch.ones(0), crow, crow[:0], (rows, columns))
-    y = sliced_linear(torch.ones(2, columns), slices, torch.full((rows,), 2.0))
+    y = slices.linear(torch.ones(2, columns), torch.full((rows,), 2.0))
     assert torch.equal(y, torch.full((2, rows), 2.0))
 
 
@@ -106,7 +106,7 @@ def test_empty_matrices(level, rows, columns):
 def test_leading_dimensions_and_strides(level, shape):
     slices, dense = sliced(20, 30, 0.5, 5)
     x = torch.randn(*shape[:-1], 60)[..., ::2]
-    y = sliced_linear(x, slices, torch.ones(40)[::2])
+    y = slices.linear(x, torch.ones(40)[::2])
     torch.testing.assert_close(y, F.linear(x, dense) + 1, rtol=1e-5, atol=1e-5)
 
 
@@ -114,10 +114,10 @@ def test_the_twin_agrees_and_follows_the_same_rule_for_nan(monkeypatch):
     slices, _ = sliced(50, 70, 0.8, 6)
     x, bias = torch.randn(3, 70), torch.randn(50)
     x[0, 3] = float("nan")
-    native_result = sliced_linear(x, slices, bias, "silu")
+    native_result = slices.linear(x, bias, "silu")
     monkeypatch.setattr(native, "enabled", lambda: False)
     torch.testing.assert_close(
-        sliced_linear(x, slices, bias, "silu"), native_result, rtol=1e-5, atol=1e-5, equal_nan=True
+        slices.linear(x, bias, "silu"), native_result, rtol=1e-5, atol=1e-5, equal_nan=True
     )
 
 
@@ -126,10 +126,10 @@ def test_the_operator_is_sound_and_compiles():
     x = torch.randn(1, 30)
     torch.library.opcheck(
         torch.ops.openwork.sliced_linear,
-        (x, slices.columns, slices.values, slices.ends, slices.rows, None, None, 20, "relu"),
+        (x, [slices.columns, slices.values, slices.ends, slices.rows, None], None, 20, "relu"),
     )
-    compiled = torch.compile(lambda x: sliced_linear(x, slices) + 1, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), sliced_linear(x, slices) + 1)
+    compiled = torch.compile(lambda x: slices.linear(x) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), slices.linear(x) + 1)
 
 
 def test_what_does_not_fit_is_refused():
@@ -143,8 +143,8 @@ def test_what_does_not_fit_is_refused():
         slice_rows(values[1:], *arguments)
     slices = slice_rows(values, *arguments)
     with pytest.raises(ValueError, match=r"x must be \[\.\.\., 30\]"):
-        sliced_linear(torch.zeros(1, 29), slices)
+        slices.linear(torch.zeros(1, 29))
     with pytest.raises(TypeError, match=r"x must be float32 on the CPU, found torch\.bfloat16"):
-        sliced_linear(torch.zeros(1, 30, dtype=torch.bfloat16), slices)
+        slices.linear(torch.zeros(1, 30, dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match="no gradients"):
-        sliced_linear(torch.zeros(1, 30, requires_grad=True), slices)
+        slices.linear(torch.zeros(1, 30, requires_grad=True))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from openwork.kernels import native
 from openwork.kernels.linear import ACTIVATIONS
-from openwork.kernels.small_batch import octet_rows, small_batch_linear
+from openwork.kernels.small_batch import octet_rows
 from tests.kernels.matrices import SIZES, SPARSITIES, random_matrix
 from tests.kernels.test_linear import DENSE_ACTIVATION
 
@@ -25,7 +25,7 @@ def test_equals_the_dense_product(level, activation, rows, columns, batch, spars
     octets, dense = in_octets(rows, columns, sparsity, seed)
     x = torch.randn(batch, columns)
     b = torch.randn(rows) if bias else None
-    y = small_batch_linear(x, octets, b, activation)
+    y = octets.linear(x, b, activation)
     expected = DENSE_ACTIVATION[activation](
         F.linear(x.double(), dense.double(), None if b is None else b.double())
     )
@@ -37,7 +37,7 @@ def test_bfloat16_weights_are_rounded_and_nothing_else(level, rows, columns, bat
     octets, dense = in_octets(rows, columns, sparsity, seed, torch.bfloat16)
     x = torch.randn(batch, columns)
     expected = F.linear(x.double(), dense.bfloat16().double())
-    torch.testing.assert_close(small_batch_linear(x, octets).double(), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(octets.linear(x).double(), expected, rtol=1e-5, atol=2e-5)
 
 
 @given(rows=SIZES, columns=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
@@ -61,7 +61,7 @@ def test_bits_do_not_depend_on_threads(level, monkeypatch, batch):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(small_batch_linear(x, octets, activation="gelu"))
+            results.append(octets.linear(x, activation="gelu"))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -77,7 +77,7 @@ def test_wide_matrices(level, inputs, batch):
     assert octets.columns.dtype == (torch.uint16 if inputs == 65535 else torch.int32)
     x = torch.zeros(batch, inputs)
     x[-1, [0, 7, inputs - 2, inputs - 1]] = torch.tensor([1.0, 10, 100, 1000])
-    assert small_batch_linear(x, octets)[-1].tolist() == [2001, 0, 5430]
+    assert octets.linear(x)[-1].tolist() == [2001, 0, 5430]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 16])
@@ -85,7 +85,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level, batch):
     crow, col = torch.tensor([0, 2, 3, 4], dtype=torch.int32), torch.tensor([0, 2, 2, 1], dtype=torch.int32)
     octets = octet_rows(torch.ones(4), crow, col, (3, 3))
     x = torch.tensor([[float("nan"), float("inf"), 1.0]]).repeat(batch, 1)
-    y = small_batch_linear(x, octets)
+    y = octets.linear(x)
     assert torch.equal(y.isnan(), y[:1].isnan().expand(batch, 3))
     assert y[0, 0].isnan()
     assert y[0, 1:].tolist() == [1, float("inf")]
@@ -95,7 +95,7 @@ def test_nan_and_infinity_reach_only_what_is_connected(level, batch):
 def test_empty_matrices(level, rows, columns):
     crow = torch.zeros(rows + 1, dtype=torch.int32)
     octets = octet_rows(torch.ones(0), crow, crow[:0], (rows, columns))
-    y = small_batch_linear(torch.ones(2, columns), octets, torch.full((rows,), 2.0))
+    y = octets.linear(torch.ones(2, columns), torch.full((rows,), 2.0))
     assert torch.equal(y, torch.full((2, rows), 2.0))
 
 
@@ -103,7 +103,7 @@ def test_empty_matrices(level, rows, columns):
 def test_leading_dimensions_and_strides(level, shape):
     octets, dense = in_octets(20, 30, 0.5, 5)
     x = torch.randn(*shape[:-1], 60)[..., ::2]
-    y = small_batch_linear(x, octets, torch.ones(40)[::2])
+    y = octets.linear(x, torch.ones(40)[::2])
     torch.testing.assert_close(y, F.linear(x, dense) + 1, rtol=1e-5, atol=1e-5)
 
 
@@ -111,10 +111,10 @@ def test_the_twin_agrees_and_follows_the_same_rule_for_nan(monkeypatch):
     octets, _ = in_octets(50, 70, 0.8, 6)
     x, bias = torch.randn(3, 70), torch.randn(50)
     x[0, 3] = float("nan")
-    native_result = small_batch_linear(x, octets, bias, "silu")
+    native_result = octets.linear(x, bias, "silu")
     monkeypatch.setattr(native, "enabled", lambda: False)
     torch.testing.assert_close(
-        small_batch_linear(x, octets, bias, "silu"), native_result, rtol=1e-5, atol=1e-5, equal_nan=True
+        octets.linear(x, bias, "silu"), native_result, rtol=1e-5, atol=1e-5, equal_nan=True
     )
 
 
@@ -123,10 +123,10 @@ def test_the_operator_is_sound_and_compiles():
     x = torch.randn(1, 30)
     torch.library.opcheck(
         torch.ops.openwork.small_batch_linear,
-        (x, octets.columns, octets.values, octets.ends, None, None, "relu"),
+        (x, [octets.columns, octets.values, octets.ends, None], None, 20, "relu"),
     )
-    compiled = torch.compile(lambda x: small_batch_linear(x, octets) + 1, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), small_batch_linear(x, octets) + 1)
+    compiled = torch.compile(lambda x: octets.linear(x) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), octets.linear(x) + 1)
 
 
 def test_what_does_not_fit_is_refused():
@@ -140,8 +140,8 @@ def test_what_does_not_fit_is_refused():
         octet_rows(values[1:], *arguments)
     octets = octet_rows(values, *arguments)
     with pytest.raises(ValueError, match=r"x must be \[\.\.\., 30\]"):
-        small_batch_linear(torch.zeros(1, 29), octets)
+        octets.linear(torch.zeros(1, 29))
     with pytest.raises(TypeError, match=r"x must be float32 on the CPU, found torch\.bfloat16"):
-        small_batch_linear(torch.zeros(1, 30, dtype=torch.bfloat16), octets)
+        octets.linear(torch.zeros(1, 30, dtype=torch.bfloat16))
     with pytest.raises(RuntimeError, match="no gradients"):
-        small_batch_linear(torch.zeros(1, 30, requires_grad=True), octets)
+        octets.linear(torch.zeros(1, 30, requires_grad=True))

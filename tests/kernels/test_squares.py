@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from openwork.kernels import native
 from openwork.kernels.linear import ACTIVATIONS
-from openwork.kernels.squares import square_rows, squares_linear
+from openwork.kernels.squares import square_rows
 from tests.kernels.matrices import SIZES, SPARSITIES, of_mask, random_matrix
 from tests.kernels.test_linear import DENSE_ACTIVATION
 
@@ -29,7 +29,7 @@ def blocks(rows, columns, sparsity, seed, size=4):
 def test_equals_the_dense_product(level, activation, rows, columns, batch, sparsity, bias, seed, size):
     squares, dense = blocks(rows, columns, sparsity, seed, size)
     x, b = torch.randn(batch, columns), torch.randn(rows) if bias else None
-    y = squares_linear(x, squares, b, activation)
+    y = squares.linear(x, b, activation)
     expected = DENSE_ACTIVATION[activation](
         F.linear(x.double(), dense.double(), None if b is None else b.double())
     )
@@ -42,7 +42,7 @@ def test_any_topology_is_filled_up_to_squares(level, rows, columns, batch, spars
     squares = square_rows(values, prepared.crow, prepared.col, prepared.shape)
     x = torch.randn(batch, columns)
     torch.testing.assert_close(
-        squares_linear(x, squares).double(), x.double() @ dense.double().T, rtol=1e-5, atol=2e-5
+        squares.linear(x).double(), x.double() @ dense.double().T, rtol=1e-5, atol=2e-5
     )
 
 
@@ -63,8 +63,8 @@ def test_bits_do_not_depend_on_threads_or_samples(level, monkeypatch, batch):
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(squares_linear(x, squares, activation="gelu"))
-        alone = torch.cat([squares_linear(row[None], squares, activation="gelu") for row in x])
+            results.append(squares.linear(x, activation="gelu"))
+        alone = torch.cat([squares.linear(row[None], activation="gelu") for row in x])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in [*results[1:], alone])
@@ -80,7 +80,7 @@ def test_nan_and_infinity_reach_the_squares_that_have_their_column(level, batch)
         for poison in (float("nan"), float("inf")):
             x = torch.zeros(batch, 12)
             x[-1, column] = poison
-            y = squares_linear(x, squares)
+            y = squares.linear(x)
             assert (~y[-1].isfinite()).nonzero().flatten().tolist() == rows
             assert not y[:-1].any()
 
@@ -89,7 +89,7 @@ def test_nan_and_infinity_reach_the_squares_that_have_their_column(level, batch)
 def test_leading_dimensions_and_strides(level, shape):
     squares, dense = blocks(20, 30, 0.5, 5)
     x = torch.randn(*shape[:-1], 60)[..., ::2]
-    y = squares_linear(x, squares, torch.ones(40)[::2])
+    y = squares.linear(x, torch.ones(40)[::2])
     torch.testing.assert_close(y, F.linear(x, dense) + 1, rtol=1e-5, atol=1e-5)
 
 
@@ -100,16 +100,16 @@ def test_more_columns_than_16_bits_name(level):
     assert squares.columns.dtype == torch.int32
     x = torch.zeros(1, columns)
     x[0, 0], x[0, -1] = 1, 2
-    assert squares_linear(x, squares).tolist() == [[7.0]]
+    assert squares.linear(x).tolist() == [[7.0]]
 
 
 def test_the_operator_is_sound_and_compiles():
     squares, _ = blocks(20, 30, 0.5, 1)
     x = torch.randn(1, 30)
-    held = (squares.columns, squares.values, squares.ends)
-    torch.library.opcheck(torch.ops.openwork.squares_linear, (x, *held, None, None, 20, "relu"))
-    compiled = torch.compile(lambda x: squares_linear(x, squares) + 1, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), squares_linear(x, squares) + 1)
+    held = [squares.columns, squares.values, squares.ends, None]
+    torch.library.opcheck(torch.ops.openwork.squares_linear, (x, held, None, 20, "relu"))
+    compiled = torch.compile(lambda x: squares.linear(x) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), squares.linear(x) + 1)
 
 
 def test_what_does_not_fit_is_refused():
@@ -123,6 +123,6 @@ def test_what_does_not_fit_is_refused():
         square_rows(values[1:], *arguments)
     squares = square_rows(values, *arguments)
     with pytest.raises(ValueError, match=r"x must be \[\.\.\., 30\]"):
-        squares_linear(torch.zeros(1, 29), squares)
+        squares.linear(torch.zeros(1, 29))
     with pytest.raises(RuntimeError, match="no gradients"):
-        squares_linear(torch.zeros(1, 30, requires_grad=True), squares)
+        squares.linear(torch.zeros(1, 30, requires_grad=True))

@@ -4,21 +4,21 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openwork.kernels.bitmasked import bitmask_rows, bitmasked_linear
+from openwork.kernels.bitmasked import bitmask_rows
 from openwork.kernels.frozen import freeze, frozen_linear
 from openwork.kernels.row_blocks import row_blocks
-from openwork.kernels.slices import slice_rows, sliced_linear
-from openwork.kernels.small_batch import octet_rows, small_batch_linear
-from openwork.kernels.squares import square_rows, squares_linear
+from openwork.kernels.slices import slice_rows
+from openwork.kernels.small_batch import octet_rows
+from openwork.kernels.squares import square_rows
 from tests.kernels.matrices import random_matrix
 
 PREPARED, VALUES, DENSE = random_matrix(16, 12, 0.5, 1)
 CSR = VALUES, PREPARED.crow, PREPARED.col, PREPARED.shape
 CALLS = {
-    "sliced_linear": lambda x: sliced_linear(x, slice_rows(*CSR)),
-    "small_batch_linear": lambda x: small_batch_linear(x, octet_rows(*CSR)),
-    "bitmasked_linear": lambda x: bitmasked_linear(x, bitmask_rows(*CSR)),
-    "squares_linear": lambda x: squares_linear(x, square_rows(*CSR)),
+    "sliced_linear": lambda x: slice_rows(*CSR).linear(x),
+    "small_batch_linear": lambda x: octet_rows(*CSR).linear(x),
+    "bitmasked_linear": lambda x: bitmask_rows(*CSR).linear(x),
+    "squares_linear": lambda x: square_rows(*CSR).linear(x),
     "frozen_linear": lambda x: frozen_linear(x, freeze(VALUES, PREPARED)),
     "grouped_linear": lambda x: row_blocks(PREPARED.crow, PREPARED.col, VALUES, PREPARED.shape, 4).linear(x),
 }

@@ -95,7 +95,7 @@ def prefer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     monkeypatch.setattr(choice.Trial, "contest", contest)
     monkeypatch.setattr(
-        whole, "latencies", lambda calls, **_: {form: _lasting(1.0 + (form != name)) for form in calls}
+        whole, "race", lambda calls, **_: {form: _lasting(1.0 + (form != name)) for form in calls}
     )
 
 

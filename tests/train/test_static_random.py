@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from openwork import GMP, ISSP, SNIP, STR, KeepZeros, Like, sparsify_
 from openwork.sparsifier import attach
 from openwork.testing import batches, network, step
 from openwork.train.static_random import StaticRandom, repaired
+from tests.train.runs import Run, net
 
 
 def lonely(positions, shape):
@@ -100,3 +102,54 @@ def test_repair_through_attach():
 def test_repair_moves_single_connections(pattern):
     with pytest.raises(ValueError, match=r"repair moves single connections, and 0.weight has pattern"):
         attach(nn.Sequential(nn.Linear(8, 8)), None, StaticRandom(sparsity=0.5, repair=True, pattern=pattern))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        GMP(sparsity=0.8, steps=30, every=4),
+        GMP(sparsity=0.8, steps=30, every=4, allocation="global"),
+        ISSP(sparsity=0.8, steps=30),
+        STR(sparsity=0.8, steps=30, initial=-3.0, decay=0.3),
+    ],
+    ids=lambda method: f"{method.name}-{method.allocation}",
+)
+def test_pruning_may_start_inside_a_random_mask(method):
+    """It never leaves the mask, and ends with the count that was asked for; a mask of everything is the original method."""
+
+    def run(masks):
+        trained = Run(KeepZeros(), net())
+        trained.sparsifier.detach()
+        trained.sparsifier = attach(trained.model, trained.optimizer, method, masks=masks)
+        for _ in range(30):
+            trained.step()
+            assert all(not bool((m & ~masks[n]).any()) for n, m in trained.sparsifier.masks.items())
+            assert all(bool((w[~masks[n]] == 0).all()) for n, w in trained.weights.items())
+        return trained
+
+    start = attach(net(), None, StaticRandom(sparsity=0.5, allocation="balanced"))
+    inside = run(start.masks)
+    assert inside.sparsifier.kept == round(0.2 * sum(m.numel() for m in start.masks.values()))
+    everything = run({name: torch.ones_like(mask) for name, mask in start.masks.items()})
+    original = Run(method).step(30)
+    assert all(torch.equal(w, original.weights[name]) for name, w in everything.weights.items())
+
+
+def test_too_small_a_start_is_not_filled_up():
+    masks = attach(net(), None, StaticRandom(sparsity=0.95)).masks
+    for method in (GMP(sparsity=0.8, steps=10, every=2), STR(sparsity=0.8, steps=10)):
+        run = Run(KeepZeros(), net())
+        run.sparsifier.detach()
+        run.sparsifier = attach(run.model, run.optimizer, method, masks=masks)
+        run.step(10)
+        assert run.sparsifier.kept <= sum(int(mask.sum()) for mask in masks.values())
+        assert all(not bool((m & ~masks[n]).any()) for n, m in run.sparsifier.masks.items())
+
+
+def test_the_split_of_another_topology_with_other_connections():
+    model = net()
+    x = torch.randn(16, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = sparsify_(model, SNIP(sparsity=0.8), data=[(x, torch.arange(16) % 5)]).masks
+    control = attach(net(), None, StaticRandom(sparsity=0.8, allocation=Like.of(chosen))).masks
+    assert {n: int(m.sum()) for n, m in control.items()} == {n: int(m.sum()) for n, m in chosen.items()}
+    assert not torch.equal(control["0.weight"], chosen["0.weight"])

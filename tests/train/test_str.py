@@ -74,6 +74,53 @@ def test_thresholds_sparsify_before_the_count_is_made_exact():
     assert len(set(thresholds)) == 3
 
 
+@pytest.mark.parametrize("options", [{}, {"overrides": {"2.weight": 0.4}}, {"allocation": "uniform"}])
+def test_thresholds_rise_on_schedule(options):
+    method = STR(sparsity=0.7, steps=40, **options)
+    run = Run(method)
+    rows = run.sparsifier.plan.sparse
+    exact = 0
+    for step in range(1, 30):
+        run.step()
+        left = {n: int((w != 0).sum()) for n, w in run.weights.items()}
+        part = 1 - (1 - step / 30) ** 3
+        free = [row for row in rows if not row.fixed]
+        size, final = sum(row.numel for row in free), sum(row.kept for row in free)
+        wanted = round(size - (size - final) * part)
+        # Weights that fall below a threshold by themselves make it a few less.
+        assert 0.95 * wanted <= sum(left[row.name] for row in free) <= wanted
+        exact += sum(left[row.name] for row in free) == wanted
+        for row in rows:
+            if row.fixed or options.get("allocation"):
+                assert 0.9 * row.numel * (1 - part * row.sparsity) - 2 <= left[row.name]
+                assert left[row.name] <= row.numel * (1 - part * row.sparsity) + 1
+    assert exact > 10
+    thresholds = [c.threshold for c in run.sparsifier.connections.values()]
+    assert len(set(thresholds)) == 3
+    assert all(0.05 < g < 1.0 for g in thresholds)
+    run.step()
+    assert run.sparsifier.kept == run.sparsifier.plan.kept
+
+
+def test_the_loss_closes_the_threshold_of_a_layer_it_needs():
+    run = Run(STR(sparsity=0.7, steps=200), lr=1.0, momentum=0.0)
+
+    def thresholds(steps, pull):
+        for _ in range(steps):
+            for name, c in run.sparsifier.connections.items():
+                c.weight.parameter.grad = -pull * c.latent.sign() * (name == "2.weight")
+            run.optimizer.step()
+        return [c.threshold for c in run.sparsifier.connections.values()]
+
+    first, second, third = thresholds(75, 0.0)
+    assert second == pytest.approx(first, rel=0.1)
+    assert third == pytest.approx(first, rel=0.1)
+    kept = int((run.weights["2.weight"] != 0).sum())
+    first, second, third = thresholds(1, 1e-2)
+    assert second < 0.9 * min(first, third)  # every weight seen there would like to be larger
+    assert int((run.weights["2.weight"] != 0).sum()) > kept
+
+
 def test_the_end_is_exact_and_keeps_what_was_seen():
     run = Run(METHOD).step(29)
     run.backward()

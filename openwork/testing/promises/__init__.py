@@ -8,6 +8,9 @@
 - :mod:`openwork.testing.promises.resuming`: interrupted and continued, bit for bit.
 - :mod:`openwork.testing.promises.storages`: under a mask or stored alone, the same losses.
 - :mod:`openwork.testing.promises.limits`: with a part switched off, the simpler method.
+- :mod:`openwork.testing.promises.forms`: layers in another form: counted, trained, saved, and multiplied out.
+
+Each is about all methods, about those that choose or keep connections, or about those that give layers other forms.
 """
 
 # A page registers its promises as it is imported, and the suite checks them in that order.
@@ -20,6 +23,7 @@ from openwork.testing.promises import zeros
 from openwork.testing.promises import resuming
 from openwork.testing.promises import storages
 from openwork.testing.promises import limits
+from openwork.testing.promises import forms
 # isort: on
 
 from openwork.testing.registry import PROMISES
@@ -29,6 +33,7 @@ __all__ = [
     "bad_input",
     "budget",
     "description",
+    "forms",
     "limits",
     "resuming",
     "storages",

@@ -28,7 +28,7 @@ def refusal_changes_nothing(trial: Trial) -> None:
             require(trial.cls.reads_zeros and "kept" in impossible, f"{impossible} was accepted")
 
 
-@promise
+@promise(about="connections")
 def bad_gradients_do_no_harm(trial: Trial) -> None:
     """With inputs of zero, which leave gradients of zero, the counts are exact. With NaN, pruned weights are
     still exactly zero, or a ValueError leaves the model as it was; an update of the topology that meets NaN

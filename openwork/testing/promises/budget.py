@@ -25,7 +25,7 @@ def planning_changes_nothing(trial: Trial) -> None:
     require_same(before, snapshot(model), "after planning")
 
 
-@promise
+@promise(about="connections")
 def budget_is_exact(trial: Trial) -> None:
     """Every parameter keeps exactly as many connections as the plan says, these are as many as were asked
     for in all, the masks fit the pattern, and every other weight is exactly zero.
@@ -46,7 +46,7 @@ def budget_is_exact(trial: Trial) -> None:
         require_exact(trial, method, model, f"with {setting}")
 
 
-@promise
+@promise(about="connections")
 def ties_are_broken_exactly(trial: Trial) -> None:
     """The counts are exact when all weights are equal."""
     model, method = network(), trial.method()
@@ -57,7 +57,7 @@ def ties_are_broken_exactly(trial: Trial) -> None:
     require_exact(trial, method, model, "with all weights equal")
 
 
-@promise
+@promise(about="connections")
 def one_row_is_enough(trial: Trial) -> None:
     """Matrices of one row or one column are no exception."""
     model, method = narrow(), trial.method(sparsity=0.5)

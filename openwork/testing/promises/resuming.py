@@ -16,7 +16,7 @@ from openwork.testing.registry import promise
 from openwork.testing.trial import Trial, plant_zeros, step
 
 
-@promise
+@promise(about="connections")
 def resuming_gives_the_same_bits(trial: Trial) -> None:
     """A training run that is saved, loaded into new objects and continued ends with the bits of a run that
     was never interrupted, wherever it was interrupted.

@@ -11,7 +11,7 @@ from openwork.testing.registry import promise, require
 from openwork.testing.trial import Trial, plant_zeros, step
 
 
-@promise
+@promise(about="connections")
 def both_storages_agree(trial: Trial) -> None:
     """Training the kept connections alone gives the losses of training under a mask, step by step; a method
     that cannot do so says so in a ValueError.

@@ -33,7 +33,7 @@ def seed_decides(trial: Trial) -> None:
     require_same(outcomes[0], outcomes[1], "in a second run with the same seed")
 
 
-@promise
+@promise(about="connections")
 def dtype_and_device_are_kept(trial: Trial) -> None:
     """Parameters keep their dtype and device, in float32, float64 and bfloat16."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -50,7 +50,7 @@ def dtype_and_device_are_kept(trial: Trial) -> None:
             require(mask.dtype == torch.bool, f"the mask of {name} is {mask.dtype}")
 
 
-@promise
+@promise(about="connections")
 def what_is_excluded_is_untouched(trial: Trial) -> None:
     """Parameters outside the plan keep every bit, except for what the optimizer does to them; modes,
     gradients and ``requires_grad`` stay as they were.
@@ -84,11 +84,12 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
 
 
 def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
-    """What a calibrated method may change beside the weights it thins: their biases; all but what is excluded, where it works on
-    whole blocks.
+    """What a calibrated method may change beside the weights it thins: their biases; all parameters but what is excluded, where
+    it works on whole blocks; and buffers, such as what norms remember, where it works on the whole model.
     """
     if isinstance(method, (BlockCalibrated, ModelCalibrated)):
-        return {name for name, _ in model.named_parameters()} - {"4.weight"}
+        buffers = model.named_buffers() if isinstance(method, ModelCalibrated) else ()
+        return {name for name, _ in (*model.named_parameters(), *buffers)} - {"4.weight"}
     return (
         {f"{name.removesuffix('weight')}bias" for name in thinned}
         if isinstance(method, Calibrated)

@@ -10,7 +10,7 @@ from openwork.testing.registry import promise, require
 from openwork.testing.trial import Trial, attached, plant_zeros, step
 
 
-@promise
+@promise(about="connections")
 def zeros_stay_zero(trial: Trial) -> None:
     """While training, pruned weights and every optimizer state of theirs (unless the method says that they
     are latent) are exactly zero after each step, and the number of connections stays what it is, or falls if
