@@ -135,7 +135,7 @@ def largest(fan_in: int, batch: int, seconds: float, talk: bool) -> dict[str, fl
     """The widest that is done in so many seconds; None if not even the first is."""
     found, width = None, 2**19
     # Connections with their indices and what an update needs; activations and their gradients.
-    while 120 * fan_in * 2 * width + 6 * 4 * batch * width < 0.7 * available():
+    while 80 * fan_in * 2 * width + 5 * 4 * batch * width < 0.7 * available():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             try:
                 step, taken = pool.apply_async(attempt, (width, fan_in, batch)).get(timeout=seconds)

@@ -103,7 +103,8 @@ class _Step:
         self.saved = 0
         self._kept: list[Any] = []
         x = example[:1].expand(copies, *example.shape[1:]).contiguous()
-        own = {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
+        counted = (one for one in model.named_buffers() if one[1].is_floating_point() or one[1].dim() == 0)
+        own = {name: buffer.detach().clone() for name, buffer in counted}
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), _hooked(model, self._look):
             weights = {name: self._noted(p) for name, p in model.named_parameters()}
             known = [x, *own.values(), *model.parameters(), *model.buffers()]

@@ -225,7 +225,7 @@ _REWIRED = 26
 
 def _looked_through(tile: int, kept: int, itemsize: int) -> int:
     """What it takes to find the best places in tiles of scores: one tile, the candidates, and the connections that stay."""
-    return itemsize * tile + CANDIDATE_BYTES * (AT_ONCE + kept // 2) + 16 * kept
+    return itemsize * tile + CANDIDATE_BYTES * (min(tile, AT_ONCE) + kept // 2) + 16 * kept
 
 
 def _scratch(row: Row, batch: int, chained: bool) -> Scratch:

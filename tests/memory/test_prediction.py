@@ -139,7 +139,7 @@ def test_moments_are_counted_by_taking_a_step():
 
 def compared(*arguments):
     """What benchmarks/memory.py finds: prediction and measured peak of fresh processes."""
-    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "memory.py"
     done = subprocess.run(
         [sys.executable, str(script), *arguments, "--json"], check=True, capture_output=True, text=True
     )
@@ -157,25 +157,7 @@ def test_a_process_takes_what_was_predicted():
 
 @LINUX
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_processes_take_what_was_predicted():
     for one in compared("--grid"):
         assert one["measured"] == pytest.approx(one["predicted"], rel=0.1), one
-
-
-PAGE_FAULTS = """
-import resource, torch, openwork as ow
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-given_back = sum(faults() for _ in range(4))
-can = ow.keep_freed_memory()
-print(given_back, can, [faults() for _ in range(30)][-4:])
-"""
-
-
-def test_freed_memory_is_kept_if_asked_for():
-    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True, capture_output=True, text=True)
-    given_back, can, *kept = done.stdout.split()
-    assert int(given_back) > 0
-    assert can == "False" or sum(int(n.strip("[],")) for n in kept) < int(given_back) / 10
