@@ -27,7 +27,7 @@ _PUBLIC = {
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
-    "memory": ["Memory", "training_memory"],
+    "memory": ["Memory", "keep_freed_memory", "training_memory"],
     "method": ["Method"],
     "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
@@ -254,6 +254,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.ordered import OrderedLinear as OrderedLinear
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
+    from openwork.memory import keep_freed_memory as keep_freed_memory
     from openwork.memory import training_memory as training_memory
     from openwork.merger import Merged as Merged
     from openwork.merger import merge_ as merge_
