@@ -6,12 +6,13 @@ perplexity on the test part. Calibration data is of the training parts. Nothing 
 
 - `cells`: method x pattern -> quality, seconds of calibration, most memory held meanwhile;
 - `repair`: mask swaps, bias correction, scales and PERP after magnitude and Wanda at 60 and 70 %;
+- `variants`: allocations, orders of channels, rounding in the same sweep;
 - `quantise`: fewer bits a weight, alone and with zeros;
 - `errors`: for one and the same mask, the error of every layer's outputs with no update, SparseGPT's sweep, ADMM and conjugate
   gradients to convergence, and the exact optimum, on the damped Gram matrix that all of them minimise; and for three masks, the
   error of magnitude, Wanda and SparseGPT. Layers out of order are named.
 
-    python benchmarks/calibrate.py [--model gpt] [--part cells repair quantise errors] [--methods ...] [--patterns ...] --out FILE
+    python benchmarks/calibrate.py [--model gpt] [--part repair] [--methods wanda] [--patterns 2:4] [--out FILE]
 
 Cells are added to FILE, and those that are there already are not measured again. Each is measured in a process of its own, on one
 thread: seconds are of that thread's work, so that neighbours on the machine hardly count, and memory is what the process held at
@@ -91,12 +92,29 @@ QUANTISED: dict[str, list[ow.Method]] = {
         ow.GPTQ(grid="int4", group=128),
     ],
 }
+VARIANTS: dict[str, list[ow.Method]] = {
+    "wanda 70 %, shares of rows": [ow.Wanda(sparsity=0.7, pattern="unstructured", shares=True)],
+    "wanda 70 %, OWL": [ow.Wanda(sparsity=0.7, allocation=ow.OWL())],
+    "wanda 70 %, AlphaPruning": [ow.Wanda(sparsity=0.7, allocation=ow.AlphaPruning())],
+    "wanda 70 %, ALS": [ow.Wanda(sparsity=0.7, allocation=ow.Redundancy())],
+    "sparsegpt 70 %, OWL": [ow.SparseGPT(sparsity=0.7, allocation=ow.OWL())],
+    "sparsegpt n:8, OWL": [
+        ow.SparseGPT(sparsity=0.5, pattern="n:8", allocation=ow.OWL(threshold=6, reach=0.125))
+    ],
+    "ria 2:4, permuted": [ow.PermuteChannels(), ow.RIA(sparsity=0.5, pattern="2:4")],
+    "sparsegpt 2:4, permuted": [ow.PermuteChannels(), ow.SparseGPT(sparsity=0.5, pattern="2:4")],
+    "flap 20 %, uniform": [ow.FLAP(sparsity=0.2)],
+    "flap 20 %, together": [ow.FLAP(sparsity=0.2, allocation=ow.Fluctuation())],
+    "sparsegpt 50 % with int4 row in one sweep": [ow.SparseGPT(sparsity=0.5, grid="int4")],
+    "sparsegpt 50 %, gptq int4 row": [ow.SparseGPT(sparsity=0.5), ow.GPTQ(grid="int4", group="row")],
+}
+RECIPES = {**QUANTISED, **VARIANTS}
 
 
 def stages(name: str, sparsity: float, pattern: str | None, exclude: tuple[str, ...]) -> list[ow.Method]:
     """The recipe of a cell."""
-    if name in QUANTISED:
-        return [replace(stage, exclude=exclude) for stage in QUANTISED[name]]
+    if name in RECIPES:
+        return [replace(stage, exclude=exclude) for stage in RECIPES[name]]
     options = {"sparsity": sparsity, "exclude": exclude, **({"pattern": pattern} if pattern else {})}
     first, *others = name.split("+")
     made = {
@@ -196,7 +214,7 @@ def cell(subject: MiniLM | GPT, part: str, method: str, pattern: str) -> Cell:
     size = sum(mask.numel() for mask in done.masks.values())
     quality = subject.quality(model)
     parts = getattr(done, "parts", {})
-    bits = _bits(parts) if method in QUANTISED else 32.0
+    bits = _bits(parts)
     return Cell(
         subject.name, part, method, pattern, quality, 1 - kept / size, round(seconds, 2), round(peak, 1), bits
     )
@@ -215,7 +233,7 @@ def _bits(parts: Mapping[str, Mapping[str, object]]) -> float:
             numel = quantized.codes.numel()
             total += numel * (bits_per_weight(held) if "outliers" in held else quantized.bits_per_weight)
             size += numel
-    return round(total / size, 3)
+    return round(total / size, 3) if size else 32.0
 
 
 def _peak(*, reset: bool = False) -> float:
@@ -295,7 +313,7 @@ def _write(path: Path, found: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--part", nargs="+", default=["cells", "repair", "quantise", "errors"])
+    parser.add_argument("--part", nargs="+", default=["cells", "repair", "variants", "quantise", "errors"])
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -354,6 +372,8 @@ def _todo(options: argparse.Namespace) -> list[tuple[str, str, str]]:
         ]
     if "quantise" in options.part:
         todo += [("quantise", m, "") for m in QUANTISED]
+    if "variants" in options.part:
+        todo += [("variants", m, "") for m in VARIANTS]
     return todo
 
 

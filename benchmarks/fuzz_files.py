@@ -1,397 +1,229 @@
-"""Damaged and hostile files: each is refused with a FileError that names what is wrong, or is what it says.
+"""Damaged and hostile input: each is refused with an error that names what is wrong, or is what it says.
 
-    python benchmarks/fuzz_files.py --files 100000
+    python benchmarks/fuzz_files.py --inputs 100000
+    python benchmarks/fuzz_files.py --only Checkpoints:1234       one input again, with its traceback
 
-Sound files are changed in ways a disk, a mistaken writer and an enemy would: bits and bytes anywhere, the ends cut
-off, entries of the header and of the indices edited with and without new checksums, shapes that are huge, empty or
-lies, dtypes that are lies, NaN. The process may not take more than ``MEMORY`` beyond what it has when it begins.
-What loads is computed with, so an index that was believed wrongly would be followed out of bounds.
+Sound inputs of every kind that openwork reads (``benchmarks/hostile``, a page a kind) are changed in ways a disk, a mistaken
+writer and an enemy would: bits and bytes anywhere, the ends cut off, entries of headers, records and indices edited with and
+without new checksums, shapes that are huge, empty or lies, dtypes that are lies, NaN, archives that unfold to much more than they
+are, calls of functions where there should be numbers. What loads is computed with, so an index that was believed wrongly would be
+followed out of bounds.
+
+Inputs are tried in parts, each in a process of its own, which may take no more than ``MEMORY`` beyond what it has when it begins
+and no more than ``PATIENCE`` for one input. What is done is written down, so a run that is interrupted goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import faulthandler
 import json
+import os
+import platform
 import random
-import re
 import resource
-import struct
+import signal
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
+from hostile.archives import Calibrations, Checkpoints
+from hostile.data import Data
+from hostile.folders import Folders
+from hostile.reader import Reader
+from hostile.sparse_files import SparseFiles
+from hostile.states import Layers, Sparsifiers
+from hostile.texts import Texts
 
-from openwork.files import FileError, inspect, load, load_masks, save
-from openwork.files.header import DTYPES, array_digest
-from openwork.layouts.csr import CSR
-from openwork.layouts.linear import SparseLinear
+import openwork
+from openwork.durable import replacing
+
+READERS: dict[type[Reader], int] = {
+    SparseFiles: 54,
+    Checkpoints: 8,
+    Layers: 16,
+    Texts: 8,
+    Sparsifiers: 5,
+    Data: 4,
+    Calibrations: 4,
+    Folders: 1,
+}
+"""The readers, and how many of a hundred inputs each gets."""
 
 MEMORY = 512 << 20
-LIMIT = 64 << 20
-NUMBERS = [
-    -(2**63),
-    -1,
-    0,
-    1,
-    2,
-    7,
-    8,
-    40,
-    255,
-    65535,
-    65536,
-    2**24,
-    2**31 - 2,
-    2**31 - 1,
-    2**31,
-    2**40,
-    2**62,
-    2**64,
-    10**30,
-]
-WORDS = [
-    "",
-    "x",
-    "csr",
-    "dense",
-    "bitmask",
-    "openwork",
-    "a.weight",
-    "..",
-    "/etc/passwd",
-    "\x00",
-    "é" * 40,
-    *DTYPES,
-]
+PATIENCE = 20
+"""Seconds for one input."""
+
+PART = 2500
+SHOWN = 20
+"""Faults that are described, of each part."""
 
 
-class Net(nn.Module):
-    """Every layout of a file, and layers of both storages that compute with what was loaded."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        self.a = SparseLinear.from_values(CSR.random((6, 20), 40, g), torch.randn(40, generator=g).to(dtype))
-        self.b = SparseLinear.from_values(CSR.random((8, 200), 30, g), torch.randn(30, generator=g).to(dtype))
-        self.c = nn.Conv1d(20, 4, 5).to(dtype)
-        self.d = nn.Linear(3, 5).to(dtype)
-        with torch.no_grad():
-            for p in (*self.c.parameters(), *self.d.parameters()):
-                p.copy_(torch.randn(p.shape, generator=g))
-            self.c.weight.mul_(torch.rand(self.c.weight.shape, generator=g) < 0.05)
-        self.register_buffer("count", torch.tensor(3))
-
-    def compute(self) -> None:
-        dtype = self.d.weight.dtype
-        self.a(torch.ones(3, 20, dtype=dtype))
-        self.b(torch.ones(33, 200, dtype=dtype))
+def name(reader: type[Reader]) -> str:
+    """How a reader is called on the command line and in the result."""
+    return reader.__name__
 
 
-class Dense(nn.Module):
-    """A model without a sparse layer, empty tensors among its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(9)
-        self.w = nn.Parameter(torch.randn(30, 40, generator=g) * (torch.rand(30, 40, generator=g) < 0.04))
-        self.empty = nn.Parameter(torch.zeros(4, 0))
-        self.tied = self.w
-
-    def compute(self) -> None:
-        torch.ones(2, 40) @ self.w.T
-
-
-def corpus(folder: Path) -> list[tuple[Path, type[nn.Module], dict[str, torch.dtype]]]:
-    """Sound files, and how to build the model that each was saved from."""
-    files = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        path = folder / str(dtype)
-        save(Net(dtype), path, history=[{"method": "x"}])
-        files.append((path, Net, {"dtype": dtype}))
-    save(
-        Dense(),
-        folder / "dense",
-        masks={"w": torch.ones(30, 40, dtype=torch.bool), "empty": torch.ones(4, 0) > 0},
-    )
-    return [*files, (folder / "dense", Dense, {})]
+def attempt(reader: Reader, seed: int, number: int) -> tuple[str, str, str | None]:
+    """Try one input; returns what was done, how it ended, and what is wrong with that, if anything is."""
+    chance = random.Random(f"{seed} {number}")
+    kind, words = reader.change(chance)
+    signal.alarm(PATIENCE)
+    try:
+        reader.read(chance)
+    except reader.refusals as error:
+        missing = [word for word in words if word not in str(error)]
+        return kind, "refused", f"the refusal does not say {missing[0]!r}: {error!r}" if missing else None
+    except BaseException:
+        return kind, "fault", traceback.format_exc(limit=-4)
+    finally:
+        signal.alarm(0)
+    return kind, "is what it says", None
 
 
-def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()["openwork"])
-    return load_file(path), header
-
-
-def forge(path: Path, arrays: dict[str, torch.Tensor], header: object, hashes: bool) -> None:
-    """Write arrays and header as ``save`` would, with checksums that fit or with those of before."""
-    if hashes and isinstance(header, dict) and isinstance(header.get("sha256"), dict):
-        header["sha256"] = {key: array_digest(array) for key, array in arrays.items()}
-    text = json.dumps(header)
-    metadata = {
-        "format": "pt",
-        "openwork": text,
-        "openwork_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    save_file(arrays, path, metadata)
-
-
-def damage(path: Path, whole: bytes, chance: random.Random) -> str:
-    """Change bytes, knowing only where the table of safetensors ends."""
-    data, length = bytearray(whole), 8 + struct.unpack("<Q", whole[:8])[0]
-    kind = chance.choice(["flip", "flip table", "cut", "add", "zero", "move", "length", "splice"])
-    place = chance.randrange(len(data))
-    if kind == "flip":
-        for _ in range(chance.choice([1, 1, 2, 9])):
-            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    elif kind == "flip table":
-        data[chance.randrange(length)] ^= 1 << chance.randrange(8)
-    elif kind == "cut":
-        del data[place:]
-    elif kind == "add":
-        data += chance.randbytes(chance.randrange(1, 99))
-    elif kind == "zero":
-        data[place : place + 16] = bytes(len(data[place : place + 16]))
-    elif kind == "move":
-        del data[place : place + chance.randrange(1, 9)]
-    elif kind == "length":
-        data[:8] = struct.pack(
-            "<Q", chance.choice([0, 1, length - 9, length, 2**31, 2**40, 2**63, 2**64 - 1])
-        )
-    else:
-        data[place:place] = data[chance.randrange(len(data)) :][: chance.randrange(1, 400)]
-    path.write_bytes(data)
-    return kind
-
-
-def lie_in_table(path: Path, whole: bytes, chance: random.Random) -> str:
-    """Edit the table of safetensors: shapes, dtypes and offsets of arrays."""
-    length = struct.unpack("<Q", whole[:8])[0]
-    table = json.loads(whole[8 : 8 + length])
-    name = chance.choice([key for key in table if key != "__metadata__"])
-    kind = chance.choice(["shape", "dtype", "offsets"])
-    if kind == "shape":
-        table[name]["shape"] = chance.choice(
-            [[2**31, 0], [2**40, 0, 7], [0], [], [1] * 99, [chance.choice(NUMBERS)]]
-        )
-    elif kind == "dtype":
-        table[name]["dtype"] = chance.choice(["F64", "F16", "BOOL", "U8", "I64", "F4", "x", "C64", "F8_E8M0"])
-    else:
-        table[name]["data_offsets"] = [
-            chance.choice([0, 4, 8, 2**40, 2**63]),
-            chance.choice([0, 4, 8, 2**40, 2**63]),
-        ]
-    text = json.dumps(table).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
-    return f"table {kind}"
-
-
-def anything(chance: random.Random) -> object:
-    """A value that JSON can hold."""
-    number, word = chance.choice(NUMBERS), chance.choice(WORDS)
-    return chance.choice(
-        [number, word, None, True, [number, 0], [0, number], [number], [word], {word: number}, [], {}, 1.5]
-    )
-
-
-def edit_header(header: dict[str, object], chance: random.Random) -> tuple[str, str | None]:
-    """Edit one thing in the header; returns what, and the tensor it belongs to."""
-    tensors = header["tensors"]
-    assert isinstance(tensors, dict)
-    name = chance.choice(list(tensors))
-    kind = chance.choice(["shape", "kept", "dtype", "layout", "anything", "field", "drop", "rename", "alias"])
-    if kind == "shape":
-        shape = tensors[name]["shape"]
-        for _ in range(chance.choice([1, 1, 2])):
-            if shape:
-                shape[chance.randrange(len(shape))] = chance.choice(NUMBERS)
-        if chance.random() < 0.2:
-            shape += chance.choices([0, 1, 2, 2**31], k=chance.choice([1, 2, 60]))
-    elif kind == "kept":
-        tensors[name]["kept"] = chance.choice([*NUMBERS, None, 39, 41])
-    elif kind == "dtype":
-        tensors[name]["dtype"] = chance.choice(WORDS)
-    elif kind == "layout":
-        tensors[name]["layout"] = chance.choice(["csr", "bitmask", "dense", "x"])
-    elif kind == "anything":
-        tensors[name][chance.choice([*tensors[name], "more"])] = anything(chance)
-    elif kind == "field":
-        header[chance.choice([*header, "more"])] = anything(chance)
-        return kind, None
-    elif kind == "drop":
-        del header[chance.choice(list(header))]
-        return kind, None
-    elif kind == "rename":
-        tensors[chance.choice(WORDS)] = tensors.pop(name)
-        return kind, None
-    else:
-        header["shared"] = {chance.choice([*tensors, *WORDS]): chance.choice([*tensors, *WORDS])}
-        return kind, None
-    return kind, name
-
-
-def edit_array(arrays: dict[str, torch.Tensor], chance: random.Random) -> tuple[str, str]:
-    """Edit one array; returns what, and its name."""
-    name = chance.choice([key for key, array in arrays.items() if array.numel()])
-    array = arrays[name]
-    kind = chance.choice(["entry", "bytes", "nan", "dtype", "length", "shuffle", "empty rows"])
-    if kind == "entry" and not array.is_floating_point():
-        info, place = torch.iinfo(array.dtype), chance.randrange(array.numel())
-        numbers = [n for n in NUMBERS if info.min <= n <= info.max]
-        array.view(-1).view(torch.int16 if array.dtype == torch.uint16 else array.dtype)[place] = (
-            chance.choice(numbers)
-            if array.dtype != torch.uint16
-            else chance.choice([-1, 0, 1, 200, 199, 19, 20])
-        )
-    elif kind == "dtype":
-        arrays[name] = array.to(
-            chance.choice([torch.float64, torch.int64, torch.int32, torch.uint8, torch.float16])
-        )
-    elif kind == "length":
-        arrays[name] = torch.cat([array.flatten(), array.flatten()])[
-            : chance.randrange(2 * array.numel())
-        ].clone()
-    elif kind == "shuffle":
-        arrays[name] = array.flatten().view(torch.uint8).flip(0).view(array.dtype).view(array.shape)
-    elif kind == "empty rows":
-        arrays[name] = array.new_zeros((chance.choice([2**20, 2**31, 2**40]), 0))
-    elif kind == "nan" and array.is_floating_point():
-        array.view(-1)[chance.randrange(array.numel())] = chance.choice([float("nan"), float("inf"), -0.0])
-    else:
-        array.view(-1).view(torch.uint8)[chance.randrange(array.nbytes)] ^= 1 << chance.randrange(8)
-    return kind, name
-
-
-def bomb(
-    arrays: dict[str, torch.Tensor], header: dict[str, object], chance: random.Random
-) -> tuple[str, str]:
-    """Few bytes that say they are many."""
-    tensors = header["tensors"]
-    assert isinstance(tensors, dict)
-    name = chance.choice([n for n in tensors if len(tensors[n]["shape"]) == 2])
-    for key in [
-        key
-        for key in arrays
-        if key.startswith((f"{name}_", name)) and key.removeprefix(name)[:1] in ("", "_")
-    ]:
-        del arrays[key]
-    rows, columns = chance.choice(
-        [(2**31 - 2, 0), (2**31, 0), (2**40, 0), (2**61, 0), (5, 2**31 - 1), (1, 2**40), (0, 2**40)]
-    )
-    layout = chance.choice(["dense", "bitmask", "csr"])
-    tensors[name] |= {"shape": [rows, columns], "kept": 0, "layout": layout}
-    values = torch.zeros(0, dtype=DTYPES[tensors[name]["dtype"]])
-    if layout == "dense":
-        arrays[name] = values.view(rows, columns) if not rows * columns else values
-    else:
-        arrays[f"{name}_values"] = values
-    if layout == "bitmask":
-        arrays[f"{name}_bitmask"] = torch.zeros(0, dtype=torch.uint8).view(
-            *((rows, 0) if not columns else (0, 1))
-        )
-    elif layout == "csr":
-        arrays[f"{name}_crow"] = torch.zeros(min(rows + 1, 6), dtype=torch.int32)
-        arrays[f"{name}_col"] = torch.zeros(0, dtype=torch.int32 if columns > 0xFFFF else torch.uint16)
-    return f"bomb {layout}", name
-
-
-def mutate(source: Path, target: Path, chance: random.Random) -> tuple[str, str | None]:
-    """Write a changed file; returns what was done, and the name an error must have (None: any)."""
-    sort = chance.random()
-    if sort < 0.2:
-        return damage(target, source.read_bytes(), chance), None
-    if sort < 0.3:
-        return lie_in_table(target, source.read_bytes(), chance), None
-    arrays, header = parts(source)
-    if sort < 0.65:
-        kind, name = edit_header(header, chance)
-    elif sort < 0.92:
-        kind, name = edit_array(arrays, chance)
-    else:
-        kind, name = bomb(arrays, header, chance)
-    forge(target, arrays, header, hashes=chance.random() < 0.85)
-    return kind, name
-
-
-def attempt(
-    path: Path, build: type[nn.Module], options: dict[str, torch.dtype], chance: random.Random
-) -> None:
-    """Read a file in one of the ways there are; compute with what it holds."""
-    way = chance.randrange(6)
-    if way == 0:
-        inspect(path)
-    elif way == 1:
-        load_masks(path, limit_bytes=LIMIT)
-    elif way == 2:
-        load(path, limit_bytes=LIMIT)
-    else:
-        model = build(**options)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        try:
-            load(path, model)
-        except FileError:
-            after = model.state_dict()
-            bits = [
-                (t.view(-1).view(torch.uint8), after[n].view(-1).view(torch.uint8)) for n, t in before.items()
-            ]
-            assert all(torch.equal(one, other) for one, other in bits), (
-                "a file that was refused has changed the model"
-            )
-            raise
-        model.compute()  # type: ignore[operator]
-
-
-def fuzz(files: int, seed: int, folder: Path) -> Counter[str]:
-    """Try ``files`` changed files; returns how many ended in which way.
-
-    Raises:
-        AssertionError: one was answered by anything but a result or a FileError that names what is wrong.
-    """
-    chance, target, outcomes = random.Random(seed), folder / "changed", Counter[str]()
-    sound = corpus(folder)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
-    for number in range(files):
-        source, build, options = chance.choice(sound)
-        kind, name = mutate(source, target, chance)
-        try:
-            attempt(target, build, options, chance)
-        except FileError as error:
-            told = str(error).removeprefix(f"{target}: ")
-            tensor = re.sub("_(values|crow|col|bitmask)$", "", name or "")
-            if told == str(error) or tensor not in told:
-                raise AssertionError(f"{number} of seed {seed}, {kind} of {name}: {error}") from error
-            outcomes["refused"] += 1
-        except BaseException as error:
-            raise AssertionError(f"{number} of seed {seed}, {kind} of {name}: {error!r}") from error
-        else:
-            outcomes["is what it says"] += 1
-        outcomes[f"tried: {kind}"] += 1
-    return outcomes
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    began = time.monotonic()
+def fuzz(reader: type[Reader], seed: int, first: int, count: int) -> dict[str, Any]:
+    """Try some inputs of a kind; returns how many ended in which way, and the faults."""
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, too_long)
+    outcomes, kinds, faults = Counter[str](), Counter[str](), []
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = fuzz(asked.files, asked.seed, Path(folder))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    for outcome, count in outcomes.most_common():
-        print(f"{count:>8}  {outcome}")
-    print(
-        f"{asked.files} files, seed {asked.seed}, {time.monotonic() - began:.0f} s, peak memory {peak:.0f} MiB",
-        file=sys.stderr,
+        made = reader(Path(folder))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        unlimited = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, unlimited[1]))
+        for number in range(first, first + count):
+            kind, outcome, wrong = attempt(made, seed, number)
+            outcomes[outcome if wrong is None else "fault"] += 1
+            kinds[kind] += 1
+            if wrong is not None and len(faults) < SHOWN:
+                faults.append({"number": number, "kind": kind, "told": wrong})
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"outcomes": outcomes, "kinds": kinds, "faults": faults, "peak_mib": peak}
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError(f"one input takes more than {PATIENCE} s")
+
+
+def parts(inputs: int) -> list[tuple[str, int, int]]:
+    """Reader, first input and number of inputs of each part; the readers take turns."""
+    whole = sum(READERS.values())
+    shares = {name(reader): max(1, inputs * share // whole) for reader, share in READERS.items()}
+    found = [
+        (reader, first, min(PART, count - first))
+        for reader, count in shares.items()
+        for first in range(0, count, PART)
+    ]
+    return sorted(found, key=lambda part: part[1])
+
+
+def apart(reader: str, seed: int, first: int, count: int) -> dict[str, Any]:
+    """A part in a process of its own; one that dies is a fault."""
+    command = [sys.executable, __file__, "--part", reader, str(seed), str(first), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = f"the process ended with {done.returncode}: {done.stderr[-2000:]}"
+        return {
+            "outcomes": {"fault": 1},
+            "kinds": {},
+            "peak_mib": 0,
+            "faults": [{"number": first, "kind": "", "told": told}],
+        }
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def report(seed: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Everything that was tried, by reader."""
+    readers: dict[str, dict[str, Any]] = {}
+    for key, part in found.items():
+        sum_ = readers.setdefault(
+            key.split()[0],
+            {"inputs": 0, "outcomes": Counter(), "changes": Counter(), "peak_mib": 0, "faults": []},
+        )
+        sum_["inputs"] += sum(part["outcomes"].values())
+        sum_["outcomes"] += Counter(part["outcomes"])
+        sum_["changes"] += Counter(part["kinds"])
+        sum_["peak_mib"] = max(sum_["peak_mib"], part["peak_mib"])
+        sum_["faults"] += part["faults"]
+    return {
+        "command": "python benchmarks/fuzz_files.py " + " ".join(sys.argv[1:]),
+        "openwork": openwork.__version__,
+        "torch": torch.__version__,
+        "machine": platform.platform(),
+        "seed": seed,
+        "inputs": sum(reader["inputs"] for reader in readers.values()),
+        "faults": sum(reader["outcomes"]["fault"] for reader in readers.values()),
+        "seconds": round(sum(part["seconds"] for part in found.values())),
+        "memory_allowed_mib": MEMORY >> 20,
+        "readers": readers,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, help="where to write the result; parts that it has are not tried again"
     )
+    parser.add_argument("--only", help="one input, such as Checkpoints:1234")
+    parser.add_argument("--together", action="store_true", help="one process for all, where there are few")
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    by_name = {name(reader): reader for reader in READERS}
+    if asked.part:
+        reader, *numbers = asked.part
+        print(json.dumps(fuzz(by_name[reader], *map(int, numbers))))
+        return 0
+    if asked.only:
+        reader, _, number = asked.only.partition(":")
+        print(json.dumps(fuzz(by_name[reader], asked.seed, int(number), 1)["faults"], indent=2))
+        return 0
+    kept = asked.out and asked.out.with_suffix(".parts.json")
+    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    for reader, first, count in parts(asked.inputs):
+        key = f"{reader} {asked.seed} {first} {count}"
+        if key in found:
+            continue
+        began = time.monotonic()
+        part = (reader, asked.seed, first, count)
+        found[key] = fuzz(by_name[reader], *part[1:]) if asked.together else apart(*part)
+        found[key]["seconds"] = time.monotonic() - began
+        print(
+            f"{key}: {found[key]['seconds']:.0f} s, {dict(found[key]['outcomes'])}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if kept:
+            write(kept, found)
+    result = report(asked.seed, found)
+    if asked.out:
+        write(asked.out, result)
+        kept.unlink()
+    for reader, part in result["readers"].items():
+        print(f"{part['inputs']:>8}  {reader}: {dict(part['outcomes'])}, peak memory {part['peak_mib']} MiB")
+        for fault in part["faults"]:
+            print(f"{reader}:{fault['number']} ({fault['kind']})\n{fault['told']}")
+    return 1 if result["faults"] else 0
+
+
+def write(path: Path, content: object) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+    with replacing(path, len(text)) as partial:
+        partial.write_bytes(text)
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

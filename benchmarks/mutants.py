@@ -139,7 +139,9 @@ MUTANTS = [
         "if False:",
         f"{FUZZ} -k sparsifier",
     ),
-    Mutant("sparsifier/sparsifier.py", "self._require_agreement(f", "str(f", "tests/test_processes.py"),
+    Mutant(
+        "sparsifier/sparsifier.py", "self._require_agreement(f", "str(f", "tests/test_processes.py -k errors"
+    ),
     Mutant(
         "connections/masked.py",
         "self._held(holder[key]).masked_fill_(self.inactive, 0)",

@@ -62,6 +62,7 @@ _PUBLIC = {
     "calibrate.column_sweep": ["ColumnSweep"],
     "calibrate.dsnot": ["DSnoT"],
     "calibrate.flap": ["FLAP"],
+    "calibrate.permute_channels": ["PermuteChannels"],
     "calibrate.refit": ["Refit"],
     "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
@@ -79,6 +80,8 @@ _PUBLIC = {
     "layouts.quantized": ["QuantizedLinear"],
     "probes.sensitivity": ["Sensitivity", "sensitivity"],
     "factor.low_rank": ["LowRank", "energy_ranks"],
+    "layouts.ordered": ["OrderedConv2d", "OrderedLinear"],
+    "regularizer": ["Regularizer", "regularize"],
     "layouts.low_rank": ["CompensatedLinear", "LowRankLinear"],
     "quantization": ["FloatGrid", "IntegerGrid"],
     "train.acdc": ["ACDC"],
@@ -122,6 +125,9 @@ _PUBLIC = {
     "finetune.perp_blocks": ["PERPBlocks"],
     "graphs.random": ["barabasi_albert", "watts_strogatz"],
     "probes.graph_properties": ["GraphProperties", "graph_properties"],
+    "finetune.adamr": ["AdamR"],
+    "finetune.s2ft": ["S2FT"],
+    "finetune.sara": ["SaRA"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.prediction": ["Prediction", "predict_from_graphs"],
     "probes.topology": ["Wiring", "topology"],
@@ -134,10 +140,14 @@ _PUBLIC = {
     "features": ["Features", "select_features"],
     "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
     "factor.collapsible": ["Collapsible"],
+    "factor.decompose": ["Decompose"],
+    "factor.maestro": ["Maestro", "at_ranks"],
+    "factor.trp": ["TRP"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
     "factor.sparse_ift": ["SparseIFT", "wide"],
+    "thawing": ["Thawed", "thaw_"],
     "restructuring": ["Restructured", "restructure_"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -171,6 +181,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.layer_drop import LayerDrop as LayerDrop
     from openwork.calibrate.layer_drop import drop_blocks_ as drop_blocks_
     from openwork.calibrate.lorc import LoRC as LoRC
+    from openwork.calibrate.permute_channels import PermuteChannels as PermuteChannels
     from openwork.calibrate.refit import Refit as Refit
     from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
@@ -185,13 +196,17 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrator.storage import to_quantized_ as to_quantized_
     from openwork.calibrator.windows import reconstruct_ as reconstruct_
     from openwork.factor.collapsible import Collapsible as Collapsible
+    from openwork.factor.decompose import Decompose as Decompose
     from openwork.factor.low_rank import LowRank as LowRank
     from openwork.factor.low_rank import energy_ranks as energy_ranks
+    from openwork.factor.maestro import Maestro as Maestro
+    from openwork.factor.maestro import at_ranks as at_ranks
     from openwork.factor.monarch import Monarch as Monarch
     from openwork.factor.pixelfly import Pixelfly as Pixelfly
     from openwork.factor.rps import RPS as RPS
     from openwork.factor.sparse_ift import SparseIFT as SparseIFT
     from openwork.factor.sparse_ift import wide as wide
+    from openwork.factor.trp import TRP as TRP
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -204,11 +219,14 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.files import save_checkpoint as save_checkpoint
     from openwork.files.delta import add_delta_ as add_delta_
     from openwork.files.delta import save_delta as save_delta
+    from openwork.finetune.adamr import AdamR as AdamR
     from openwork.finetune.lora import Adapters as Adapters
     from openwork.finetune.lora import LoRA as LoRA
     from openwork.finetune.lora import adapt_ as adapt_
     from openwork.finetune.perp import PERP as PERP
     from openwork.finetune.perp_blocks import PERPBlocks as PERPBlocks
+    from openwork.finetune.s2ft import S2FT as S2FT
+    from openwork.finetune.sara import SaRA as SaRA
     from openwork.graphs.random import barabasi_albert as barabasi_albert
     from openwork.graphs.random import watts_strogatz as watts_strogatz
     from openwork.growth import CH3L3 as CH3L3
@@ -228,6 +246,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.linear import SparseLinear as SparseLinear
     from openwork.layouts.low_rank import CompensatedLinear as CompensatedLinear
     from openwork.layouts.low_rank import LowRankLinear as LowRankLinear
+    from openwork.layouts.ordered import OrderedConv2d as OrderedConv2d
+    from openwork.layouts.ordered import OrderedLinear as OrderedLinear
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
     from openwork.memory import training_memory as training_memory
@@ -273,6 +293,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.pruner import sparsify_ as sparsify_
     from openwork.quantization import FloatGrid as FloatGrid
     from openwork.quantization import IntegerGrid as IntegerGrid
+    from openwork.regularizer import Regularizer as Regularizer
+    from openwork.regularizer import regularize as regularize
     from openwork.restructuring import Restructured as Restructured
     from openwork.restructuring import restructure_ as restructure_
     from openwork.schedules import Cosine as Cosine
@@ -287,6 +309,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.tasks.graph_network import GraphNetwork as GraphNetwork
     from openwork.tasks.graph_network import graph_network as graph_network
     from openwork.tasks.graph_network import recurrent_masks as recurrent_masks
+    from openwork.thawing import Thawed as Thawed
+    from openwork.thawing import thaw_ as thaw_
     from openwork.train.acdc import ACDC as ACDC
     from openwork.train.bdwp import BDWP as BDWP
     from openwork.train.bitwise import Bitwise as Bitwise

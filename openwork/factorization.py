@@ -13,7 +13,7 @@ Functions of tensors, in float64 inside; nothing is changed in place.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,15 @@ def truncated(weight: Tensor, rank: int) -> Factors:
     return Factors(
         (p[:, :rank] * root).to(weight.dtype), (root[:, None] * q[:rank]).to(weight.dtype), s.square()
     )
+
+
+def nuclear_subgradient(matrix: Tensor) -> Tensor:
+    """``U V^T`` over the singular values that are not zero: a subgradient of their sum, ``<U V^T, W> = ||W||_*``."""
+    u, s, v = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
+    # what comes from float32 is known to its precision only
+    rank = int((s > s[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps).sum())
+    subgradient: Tensor = u[:, :rank] @ v[:rank]
+    return subgradient.to(matrix.dtype)
 
 
 def whitened(weight: Tensor, gram: Tensor, rank: int, damping: float = 0.0) -> Factors:
@@ -120,3 +129,71 @@ def _check(weight: Tensor, rank: int) -> None:
         raise ValueError(f"the rank of {list(weight.shape)} is between 0 and {min(weight.shape)}; got {rank}")
     if not bool(weight.isfinite().all()):
         raise ValueError("a matrix with NaN or infinity has no factors")
+
+
+Form = Literal["channel", "spatial"]
+"""How a convolution ``[out, in, kh, kw]`` is seen as a matrix."""
+
+
+def as_matrix(weight: Tensor, form: Form = "channel") -> Tensor:
+    """A weight as the matrix whose rank counts.
+
+    ``channel``: ``[out, in * kh * kw]``, two factors are a ``kh x kw`` convolution to as many channels as the rank, then a
+    ``1 x 1`` one. ``spatial``: ``[in * kh, out * kw]``, a ``kh x 1`` convolution, then a ``1 x kw`` one. A matrix stays itself.
+    """
+    if form == "channel" or weight.dim() == 2:
+        return weight.flatten(1)
+    return weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+
+
+def as_weight(matrix: Tensor, shape: tuple[int, ...], form: Form = "channel") -> Tensor:
+    """The inverse of :func:`as_matrix`."""
+    if form == "channel" or len(shape) == 2:
+        return matrix.reshape(shape)
+    out, inputs, kh, kw = shape
+    return matrix.reshape(inputs, kh, out, kw).permute(2, 0, 1, 3).contiguous()
+
+
+def energy_rank(singular: Tensor, energy: float) -> int:
+    """The smallest rank that keeps a part ``energy`` of the sum of squared singular values (descending); at least 1."""
+    squares = singular.double().square()
+    if energy >= 1.0 or not bool(squares.any()):
+        return max(1, int((squares > 0).sum()))
+    kept = squares.cumsum(0) / squares.sum()
+    return int((kept < energy).sum()) + 1
+
+
+def value_rank(singular: Tensor, value: float) -> int:
+    """How many singular values are larger than ``value``; at least 1."""
+    return max(1, int((singular > value).sum()))
+
+
+def lasso_slopes(left: Tensor, right: Tensor, hierarchical: bool = True) -> tuple[Tensor, Tensor]:
+    """The gradient of a group lasso over the components of ``A B``, with respect to ``A [out, m]`` and ``B [m, in]``.
+
+    The penalty is the sum over ``b`` of ``||A[:, b:]|| + ||B[b:]||``: later components are in more of its terms, so they go
+    first. Without the hierarchy it is that of ``||A[:, b]|| + ||B[b]||``.
+    """
+    slopes = []
+    for factor in (left, right.T):
+        squares = factor.double().square().sum(0)
+        if hierarchical:
+            squares = squares.flip(0).cumsum(0).flip(0)
+        inverse = (
+            squares + EPSILON
+        ).rsqrt()  # inside the root: at zero the gradient of a norm is not a number
+        weight = inverse.cumsum(0) if hierarchical else inverse
+        slopes.append((factor * weight).to(factor.dtype))
+    return slopes[0], slopes[1].T
+
+
+def importance(left: Tensor, right: Tensor, hierarchical: bool = True) -> Tensor:
+    """``||A[:, b:]|| * ||B[b:]||`` of every component ``b``, which never rises; ``||A[:, b]|| * ||B[b]||`` without hierarchy."""
+    squares = [factor.detach().double().square().sum(0) for factor in (left, right.T)]
+    if hierarchical:
+        squares = [s.flip(0).cumsum(0).flip(0) for s in squares]
+    return (squares[0] * squares[1]).sqrt()
+
+
+EPSILON = 1e-12
+"""Added to squared norms before their root is taken."""

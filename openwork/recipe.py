@@ -48,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> list[Method]:
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of its bytes, its grammar, its numbers, its brackets
         raise ValueError(f"{path}: not a TOML file ({error})") from error
     _refuse_unknown(content, ["stage"], f"{path}: a recipe")
     stages = content.get("stage")

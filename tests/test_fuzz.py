@@ -1,15 +1,16 @@
-"""Hostile input of every kind is refused with a name, in bounded memory: files, layers, sparsifiers.
+"""Hostile input of every kind is refused with a name, in bounded memory: files, records, data, layers, sparsifiers.
 
-``python benchmarks/fuzz_files.py`` tries as many files as you like; here are some hundreds.
+``python benchmarks/fuzz_files.py`` tries as many inputs as you like; here are some hundreds.
 """
 
 import copy
+import importlib
 import os
 import random
-import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -30,41 +31,53 @@ from openwork import (
 )
 from openwork.sparsifier import Training
 
-FUZZ = Path(__file__).parents[1] / "benchmarks" / "fuzz_files.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    "files", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+    "options",
+    [
+        ["--inputs", "400", "--together"],
+        pytest.param(["--inputs", "20000"], marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
 )
-def test_no_file_is_believed(files: int) -> None:
+def test_no_input_is_believed(options: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, FUZZ, "--files", str(files), "--seed", str(files)],
+        [sys.executable, BENCHMARKS / "fuzz_files.py", "--seed", options[1], *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "refused" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in done.stdout.splitlines():
+        assert "'refused'" in line
     assert "is what it says" in done.stdout
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("hostile.sparse_files")
 
 
 @pytest.mark.parametrize("layout", ["dense", "bitmask"])
 @pytest.mark.parametrize("rows", [2**31 - 2, 2**40])
-def test_rows_without_columns_take_no_memory(tmp_path: Path, layout: str, rows: int) -> None:
+def test_rows_without_columns_take_no_memory(
+    files: ModuleType, tmp_path: Path, layout: str, rows: int
+) -> None:
     """They need no byte in the file, and a pointer each in memory."""
-    fuzz = runpy.run_path(str(FUZZ))
     save(nn.Linear(4, 1), tmp_path / "m")
-    arrays, header = fuzz["parts"](tmp_path / "m")
+    arrays, header = files.parts(tmp_path / "m")
     header["tensors"] = {"w": {"layout": layout, "shape": [rows, 0], "dtype": "float32", "kept": 0}}
     none = torch.zeros(rows, 0)
     arrays = {"w": none} if layout == "dense" else {"w_bitmask": none.byte(), "w_values": torch.zeros(0)}
-    fuzz["forge"](tmp_path / "m", arrays, header, hashes=True)
+    files.forge(tmp_path / "m", arrays, header, hashes=True)
     for read in (load, load_masks):
         with pytest.raises(FileError, match="most of them of w"):
             read(tmp_path / "m")
     with pytest.raises(FileError, match=r"w is not in the model|weight is not in the file"):
         load(tmp_path / "m", nn.Linear(2, 2))
     header["tensors"]["w"]["shape"] = [2**61, 0, 2**61]
-    fuzz["forge"](tmp_path / "m", arrays, header, hashes=True)
+    files.forge(tmp_path / "m", arrays, header, hashes=True)
     with pytest.raises(FileError, match="w cannot have the shape"):
         load(tmp_path / "m")
 
@@ -144,3 +157,32 @@ def test_a_sparsifier_takes_no_state_that_nobody_saved(method: type[Training], s
             assert bool((c.positions.diff() > 0).all())
             assert not c.kept or 0 <= int(c.positions[0]) <= int(c.positions[-1]) < c.numel
     assert refused > 20
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("disorder", ["swapped", "twice"])
+def test_a_sparsifier_takes_no_topology_out_of_order(disorder: str, stored: bool) -> None:
+    model, method = nn.Sequential(nn.Linear(9, 12)), SET(sparsity=0.6, steps=20, every=3)
+    if stored:
+        to_sparse_(model, method)
+    sparsifier = attach(model, None, method)
+    before, state = sparsifier.masks, copy.deepcopy(sparsifier.state_dict())
+    positions = state["positions"]["0.weight"]
+    positions[3:5] = positions[3:5].flip(0) if disorder == "swapped" else positions[3]
+    with pytest.raises(ValueError, match=r"0.weight is not in ascending order, or names a connection twice"):
+        sparsifier.load_state_dict(state)
+    assert torch.equal(before["0.weight"], sparsifier.masks["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "hollow", [torch.zeros(1, dtype=torch.int64).expand(2**40), torch.empty(9, device="meta").long()]
+)
+@pytest.mark.parametrize("place", ["positions", "remembered", "state"])
+def test_a_sparsifier_takes_no_tensors_without_contents(place: str, hollow: torch.Tensor) -> None:
+    model = nn.Sequential(nn.Linear(9, 12))
+    sparsifier = attach(model, None, SNFS(sparsity=0.6, steps=20, every=3, allocation="uniform"))
+    before, state = sparsifier.masks, copy.deepcopy(sparsifier.state_dict())
+    state[place]["0.weight"] = {"momentum": hollow} if place == "remembered" else hollow
+    with pytest.raises(ValueError, match=r"0.weight is no|'state' is dict, or holds something else"):
+        sparsifier.load_state_dict(state)
+    assert torch.equal(before["0.weight"], sparsifier.masks["0.weight"])

@@ -126,6 +126,19 @@ def disagreement(rank):
     attach(model, torch.optim.SGD(model.parameters(), lr=0.1), SET(steps=5), masks=masks)
 
 
+def diverging(rank):
+    """The same connections at the start, and another seed for each process: they part at the first update, after step 2."""
+    model, mask = network(), torch.ones(13, 7, dtype=torch.bool)
+    mask[::2, 1::2] = False
+    method = SET(sparsity=0.4, every=2, steps=STEPS, seed=rank, exclude=["2.*"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, method, masks={"0.weight": mask})
+    for x, y in data():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
 def shrinking():
     model = network()
     to_sparse_(model)
@@ -198,6 +211,7 @@ def work(rank, port, folder):
         "prepared": prepared_again(),
         "seeds": same_from_different_seeds(rank),
         "disagreement": error(lambda: disagreement(rank)),
+        "diverging": error(lambda: diverging(rank)),
         "shrinking": error(shrinking),
         "wrapped later": error(lambda: wrapped_later(rank)),
         "sharded": {form: error(lambda form=form: sharded(form)) for form in ("stored", "latent")},
@@ -259,6 +273,8 @@ def test_errors_name_what_is_wrong(both):
     for found in both:
         assert "when the sparsifier was attached" in found["disagreement"]
         assert "different connections in 1.weight: rank 1 differs" in found["disagreement"]
+        assert "after the topology update at step 2, the processes of this run" in found["diverging"]
+        assert "different connections in 0.weight: rank 1 differs" in found["diverging"]
         assert "gmp changes how many connections a parameter has" in found["shrinking"]
         assert "gmp changes how many connections a parameter has" in found["wrapped later"]
         assert "0.weight holds only its kept connections, and is sharded" in found["sharded"]["stored"]

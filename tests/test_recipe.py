@@ -66,6 +66,8 @@ def test_a_file_of_stages(tmp_path):
         ("[[stage]]\nmethod = 'lamp'", "no method is called 'lamp'"),
         ("[[stage]]\nmethod = 'magnitude'\nallocation = { type = 'Global', flor = 1 }", "has no 'flor': did you mean floor?"),
         ("[[stage", "not a TOML file"),
+        ("x = " + "[" * 100_000, "not a TOML file"),
+        ("x = " + "9" * 5000, "not a TOML file"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(text, said, tmp_path):

@@ -19,8 +19,8 @@ class FLAP(Calibrated):
 
     An input that is constant carries no information: its weights times its mean are a bias. So what an input costs is how much it
     varies, not how large it is. Whole inputs leave (``pattern="groups 1"``), the same for all outputs of a layer; the layers of a
-    block that read the same tensor choose each for themselves. The paper's split among layers, where the inputs of all of them
-    compete, is ``allocation=ow.Fluctuation()``; it needs the data before anything can be planned.
+    block that read the same tensor choose each for themselves. The paper's split among layers, where the inputs of all of
+    them compete, is ``allocation=ow.Fluctuation()``; it needs the data before anything can be planned.
 
     Args:
         add: give a bias to layers that have none; otherwise (default) they lose the mean of what is removed.

@@ -20,6 +20,7 @@ class RIA(Calibrated):
 
     Magnitude times input norm can delete whole inputs; here a weight counts relative to the others of its row and of its column.
     One threshold a layer (``pattern="unstructured"``, default, as in the source); ``"fan-in"`` compares within each output unit.
+    For n:m the source reorders the channels first: :class:`openwork.PermuteChannels`.
 
     Args:
         power: ``a``, how much the inputs' norms count: 0.5 as in the source; 0 needs no data to speak of.

@@ -32,11 +32,10 @@ class Wanda(Calibrated):
     into the weights, changes nothing.
 
     Args:
-        shares: the variant of the authors' code: rows that put much into few connections lose more of them. In each row, scores
-            are added up from the smallest; a weight counts for the share of the row's total that it and all smaller ones have,
-            and the lowest shares of the layer go, which is one threshold on the sum that any row may lose. (The authors find
-            that threshold by bisection, to within a thousandth of the sparsity; here the count is exact.) It takes
-            ``pattern="unstructured"``.
+        shares: the variant of the authors' code, in which rows that put much into few connections lose more of them. In each row,
+            scores are added up from the smallest; a weight counts for the share of the row's total that it and all smaller ones
+            have, and the lowest shares of the layer go: one threshold on what any row may lose. (The authors find it by
+            bisection, to within a thousandth of the sparsity; here the count is exact.) It takes ``pattern="unstructured"``.
     """
 
     pattern: str | Pattern = "fan-in"

@@ -13,14 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from openwork import archives
 from openwork.blocks import Matrix
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.report import Line
 from openwork.calibrator.workshop import Workshop
 from openwork.durable import FileError, replacing
+from openwork.layouts.csr import CSR
+from openwork.layouts.quantized import Outliers
 from openwork.method import Method
+from openwork.quantization import FloatGrid, IntegerGrid, Placement, Quantized
+from openwork.quantization.two_level import TwoLevel
 
 FORMAT = "openwork calibration 1"
+
+PARTS = (CSR, FloatGrid, IntegerGrid, Outliers, Placement, Quantized, TwoLevel)
+"""What quantisers describe their results in; a checkpoint holds nothing else beside tensors and plain values."""
 
 
 class Checkpoint:
@@ -64,14 +72,10 @@ class Checkpoint:
             self._whole = False  # what comes after a gap was calibrated on something else
             return False
         state = self._read(path)
-        for m in layers:
-            if (bias := state["biases"].get(m.name)) is not None and m.bias is None:
-                shop.add_bias(m, bias)
-        block.load_state_dict(state["block"])
-        for m in layers:
-            shop.masks[m.weight.name].copy_(state["masks"][m.weight.name])
-        shop.lines += [Line(**line) for line in state["lines"]]
-        shop.parts |= state["parts"]
+        try:
+            _restored(state, block, layers, shop)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: a checkpoint of another calibration: {error}") from error
         return True
 
     def save(
@@ -110,18 +114,13 @@ class Checkpoint:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            # quantisers describe their results in dataclasses of this package; nothing else is let in
-            known = [
-                name
-                for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)
-                if name.startswith("openwork.")
-            ]
-            with torch.serialization.safe_globals([_class(name) for name in known]):
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
+            state = archives.read(path, PARTS)
+        except ValueError as error:
             raise FileError(
-                f"{path}: no checkpoint of a calibration ({error}); delete the folder to begin again"
+                f"{path}: no whole checkpoint of a calibration ({error}); delete the folder to begin again"
             ) from error
+        if not isinstance(state, dict):
+            raise FileError(f"{path}: no checkpoint of a calibration; delete the folder to begin again")
         if state.get("format") != FORMAT or state.get("run") != self._run:
             raise FileError(
                 f"{path}: a checkpoint of another model, recipe or data (or the model is not the dense one any more); name "
@@ -130,11 +129,15 @@ class Checkpoint:
         return state
 
 
-def _class(name: str) -> Any:
-    from importlib import import_module
-
-    module, _, attribute = name.rpartition(".")
-    return getattr(import_module(module), attribute)
+def _restored(state: Mapping[str, Any], block: nn.Module, layers: Sequence[Matrix], shop: Workshop) -> None:
+    for m in layers:
+        if (bias := state["biases"].get(m.name)) is not None and m.bias is None:
+            shop.add_bias(m, bias)
+    block.load_state_dict(state["block"])
+    for m in layers:
+        shop.masks[m.weight.name].copy_(state["masks"][m.weight.name])
+    shop.lines += [Line(**line) for line in state["lines"]]
+    shop.parts |= state["parts"]
 
 
 def _fingerprint(

@@ -12,10 +12,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from openwork.durable import replacing
 
 Cell = dict[str, Any]
 """The outcome of one run as plain data."""
+
+
+class _Finished(msgspec.Struct):
+    """What a line has, whatever else it has."""
+
+    key: str
+    contestant: str
+    sparsity_asked: float
+    failed: str = ""
+    kept: int = 0
+    sparsity: float = 0.0
+    test_accuracy: float = 0.0
+    test_loss: float = 0.0
+    train_loss: float = 0.0
+    validation_accuracy: float = 0.0
+    validation_loss: float = 0.0
+    seconds: float = 0.0
 
 
 class Ledger:
@@ -32,11 +51,11 @@ class Ledger:
         self.path = path
         self.cells: dict[str, Cell] = {}
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(path.read_bytes().splitlines(), 1):
                 try:
-                    cell = json.loads(line)
-                    self.cells[cell["key"]] = cell
-                except (ValueError, KeyError, TypeError) as error:
+                    finished = msgspec.json.decode(line, type=_Finished)
+                    self.cells[finished.key] = msgspec.json.decode(line, type=Cell)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     raise ValueError(
                         f"line {number} of {path} is no finished run, so it was not written by a comparison: choose another "
                         "folder, or remove the line"

@@ -78,7 +78,7 @@ class Connections(ABC):
 
     @abstractmethod
     def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
-        """:meth:`replace`, told which of the new positions are active already, and the places of those among the old."""
+        """:meth:`replace`, told which of the new positions are active and go on, and the places of those among the old."""
 
     @abstractmethod
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -190,13 +190,20 @@ class Connections(ABC):
         places = merged(taken, growth.places(self, taken, vacant, generator))
         return places if self.grid.plain else self.grid.positions_of(places)
 
-    def adopt(self, positions: Tensor) -> Tensor:
+    def adopt(self, positions: Tensor, goes_on: Tensor | None = None) -> Tensor:
         """Make the sorted ``positions`` the active ones, see :meth:`replace`.
 
+        Args:
+            positions: int64, see :meth:`rewired`.
+            goes_on: boolean ``[kept]``, which of the connections that are active now keep value and optimizer state; the others
+                begin anew even if they are among ``positions``. All by default.
+
         Returns:
-            Sorted positions of the connections that were not active before.
+            Sorted positions of the connections that are new, or begin anew.
         """
         index, stayed = located(self.positions, positions)
+        if goes_on is not None:
+            stayed &= goes_on[index]
         self._take(positions, index, stayed)
         return positions[where(~stayed)]
 

@@ -82,6 +82,11 @@ class MaskedConnections(Connections):
         self._set(positions)
         self.after_step()
 
+    def adopt(self, positions: Tensor, goes_on: Tensor | None = None) -> Tensor:
+        if goes_on is not None:  # what is masked out on the way is zero when it comes back
+            self.replace(self.positions[goes_on])
+        return super().adopt(positions)
+
     def write(self, positions: Tensor, values: Tensor) -> None:
         flat = self.weight.oriented(self.weight.parameter.detach())
         index = torch.unravel_index(positions, self.weight.shape)

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from openwork import archives
 from openwork.durable import FileError, replacing
 from openwork.sparsifier import Sparsifier
 
 FORMAT = "openwork checkpoint"
 VERSION = 1
 
-_PARTS = {"model", "optimizers", "sparsifier", "extra"}
+_PARTS = {"format": str, "version": int, "model": dict, "optimizers": list, "extra": dict}
 
 Path = str | os.PathLike[str]
 
@@ -61,8 +62,8 @@ def save_checkpoint(
         with temporary.open("wb") as file:
             torch.save(content, file)
         try:
-            _read(temporary, mmap=True)
-        except Exception as error:  # told now, not when the checkpoint is needed
+            archives.read(temporary, mmap=True)
+        except ValueError as error:  # told now, not when the checkpoint is needed
             raise FileError(f"{path}: the run holds more than tensors and plain values: {error}") from error
 
 
@@ -76,8 +77,8 @@ def load_checkpoint(
     """Go on from a checkpoint: fill a run that was set up like the one that was saved.
 
     Build model and optimizer and :func:`openwork.attach` the same method, then load. The steps that follow give
-    the bits of a run that was never interrupted. Nothing in a checkpoint is executed: it is read with
-    ``weights_only=True``.
+    the bits of a run that was never interrupted. Its checksums are compared, and nothing in it is
+    executed: it is read with ``weights_only=True``.
 
     Args:
         path: a file of :func:`save_checkpoint`.
@@ -92,21 +93,24 @@ def load_checkpoint(
         FileError: no checkpoint, or one of another run; parts of this run may have been filled by then.
     """
     try:
-        content = _read(path)
+        content = archives.read(path)
     except FileNotFoundError as error:
         raise FileError(f"{path}: there is no such file") from error
-    except Exception as error:  # torch says in many ways that a file is none of its own
+    except ValueError as error:
         raise FileError(f"{path}: not a whole checkpoint of openwork ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= _PARTS:
+    ours = isinstance(content, dict) and all(
+        isinstance(content.get(key), kind) for key, kind in _PARTS.items()
+    )
+    if not ours or content["format"] != FORMAT or "sparsifier" not in content:
         raise FileError(
             f"{path}: not a checkpoint of openwork.save_checkpoint; openwork.load reads what openwork.save wrote"
         )
-    if content.get("version") != VERSION:
+    if content["version"] != VERSION:
         raise FileError(
-            f"{path}: a checkpoint of version {content.get('version')}; this openwork reads {VERSION}: update openwork"
+            f"{path}: a checkpoint of version {content['version']}; this openwork reads {VERSION}: update openwork"
         )
     optimizers = _several(optimizer)
-    if not isinstance(content["optimizers"], list) or len(content["optimizers"]) != len(optimizers):
+    if len(content["optimizers"]) != len(optimizers):
         raise FileError(f"{path}: the run has {len(optimizers)} optimizers, the checkpoint another number")
     if (sparsifier is None) != (content["sparsifier"] is None):
         raise FileError(f"{path}: only one of the run and the checkpoint has a sparsifier")
@@ -114,16 +118,26 @@ def load_checkpoint(
         model.load_state_dict(content["model"])
         for one, state in zip(optimizers, content["optimizers"], strict=True):
             one.load_state_dict(state)
+            _keep_precision(one, state)
         if sparsifier is not None:
             sparsifier.load_state_dict(content["sparsifier"])
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise FileError(f"{path}: a checkpoint of another run: {error}") from error
     extra: dict[str, Any] = content["extra"]
     return extra
 
 
-def _read(path: Path, mmap: bool = False) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+def _keep_precision(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Undo what ``load_state_dict`` of torch does to state of another dtype than its parameter's, such as the products that NAdam
+    has in float32: it converts them, and the steps to come would have other bits.
+    """
+    names = [name for group in saved["param_groups"] for name in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in zip(names, parameters, strict=True):
+        held = optimizer.state.get(p, {})
+        for key, value in saved["state"].get(name, {}).items():
+            if isinstance(value, Tensor) and value.dtype != held[key].dtype:
+                held[key] = value.to(p.device)
 
 
 def _several(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

@@ -27,10 +27,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from openwork import patterns
 from openwork.layouts.layer import SparseLayer
+from openwork.parametrization import parametrized
 from openwork.plan import Weight, prunable, unwrapped
 
 Kind = Literal["lora", "lora_prune", "project", "mask_lora", "scale_lora"]
@@ -78,8 +78,6 @@ class Adapters:
         self, lora: LoRA, model: nn.Module, of: Mapping[str, Adapter], frozen: list[nn.Parameter]
     ) -> None:
         self.lora, self._model, self._of, self._frozen = lora, model, dict(of), frozen
-        modules = {adapter.module for adapter in of.values()}
-        self._order = {module: list(module._parameters) for module in modules}
         for adapter in of.values():
             adapter.attach()
 
@@ -126,15 +124,8 @@ class Adapters:
 
     def remove_(self) -> None:
         """Take the adapters off; the weights are what they were before :func:`adapt_`."""
-        for adapter in self._of.values():
+        for adapter in reversed(self._of.values()):
             adapter.detach()
-        for (
-            module,
-            order,
-        ) in self._order.items():  # taking an adapter off puts a parameter behind its siblings
-            held = dict(module._parameters)
-            module._parameters.clear()
-            module._parameters.update({name: held[name] for name in order})
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen.clear()
@@ -278,11 +269,11 @@ class Adapter(nn.Module):
 
     def attach(self) -> None:
         """Let the layer compute with the adapted weight."""
-        parametrize.register_parametrization(self.module, self._name(), self, unsafe=True)
+        self._undo = parametrized(self.module, self._name(), self)
 
     def detach(self) -> None:
         """Let it compute with its own again."""
-        parametrize.remove_parametrizations(self.module, self._name(), leave_parametrized=False)
+        self._undo()
 
     def _name(self) -> str:
         name = self._weight.name.rpartition(".")[2]

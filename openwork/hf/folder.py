@@ -38,15 +38,23 @@ def load(folder: str | os.PathLike[str], *, dense: bool = False, dtype: torch.dt
 
     Returns:
         A ``transformers.PreTrainedModel`` in evaluation mode.
+
+    Raises:
+        FileError: the folder, its configuration or its weights are not those of a model.
     """
     folder = existing(folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    record = getattr(config, "quantization_config", None)
-    if dense and isinstance(record, dict) and record.get("quant_method") == "openwork":
-        record["dense"] = True
-    names = [name for name in config.architectures or () if hasattr(transformers, name)]
-    cls = getattr(transformers, names[0]) if names else transformers.AutoModel
-    return cls.from_pretrained(folder, config=config, dtype=dtype)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        record = getattr(config, "quantization_config", None)
+        if dense and isinstance(record, dict) and record.get("quant_method") == "openwork":
+            record["dense"] = True
+        names = [name for name in config.architectures or () if hasattr(transformers, name)]
+        cls = getattr(transformers, names[0]) if names else transformers.AutoModel
+        return cls.from_pretrained(folder, config=config, dtype=dtype)
+    except FileError:
+        raise
+    except Exception as error:  # transformers says in many ways that a folder is none of its own
+        raise FileError(f"{folder}: no model can be loaded from there ({error})") from error
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Any:

@@ -196,6 +196,9 @@ class GroupInt4Linear(CodedLinear):
             if lacking:
                 error_msgs.append(f"{prefix}codes: groups are loaded whole; {', '.join(lacking)} is missing")
                 return
+            if absent := [prefix + name for name in STORED if state_dict[prefix + name].is_meta]:
+                error_msgs.append(f"{absent[0]}: a tensor on the meta device has no contents")
+                return
             codes, scales, zeros, row_ptr, group_col = arrays = [state_dict[prefix + name] for name in STORED]
             shape = self.out_features, self.in_features
             try:

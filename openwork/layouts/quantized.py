@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openwork.kernels import group_int4 as kernel
+from openwork.kernels.group_int4 import Int4Groups
 from openwork.layouts.coded import CodedLinear
 from openwork.layouts.csr import CSR
 from openwork.quantization import FloatGrid, Grid, IntegerGrid, Placement, Quantized
 from openwork.quantization.codes import pack, unpack
 from openwork.quantization.grids import SCALES
 from openwork.quantization.two_level import TwoLevel
+
+MOST_SAMPLES = 256
+"""Up to so many samples, decoding in the kernel for each of them is faster than decoding once for a dense product."""
 
 OUTLIERS = ("outlier_values", "outlier_crow", "outlier_col")
 
@@ -38,10 +43,12 @@ class Outliers:
 
 
 class QuantizedLinear(CodedLinear):
-    """``y = x Wᵀ + b`` for inference, with ``W [out, in]`` decoded from packed codes whenever it is needed.
+    """``y = x Wᵀ + b`` for inference, with ``W [out, in]`` held as packed codes.
 
-    The memory of the codes, the speed of decoding and a dense product: for models that would not fit otherwise, and for files.
-    What can be computed from codes directly has a layout of its own, :class:`~openwork.layouts.group_int4.GroupInt4Linear`.
+    Few samples on the CPU are computed from codes, where these are integers of at most 4 bits with scales of 16 bits in groups of
+    16 inputs or multiples: the kernel of :class:`~openwork.layouts.group_int4.GroupInt4Linear` reads them in a form of its own,
+    made at the first such call (half a byte a weight and 6 bytes for 16), without groups that are zero throughout. In every other
+    case the weight is decoded at each call, for a dense product: the memory of the codes at the speed of decoding.
 
     ==================  =============================  =====================================================================
     ``codes``           uint8 ``[out, bytes]``         packed row by row, the low bits of a byte first
@@ -100,6 +107,48 @@ class QuantizedLinear(CodedLinear):
                 self._held(name, value)
         held = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", held)
+        self.refresh()
+
+    def refresh(self) -> Self:
+        """Take the buffers as they are now, after something wrote to them."""
+        self._groups: Int4Groups | None = None
+        return self
+
+    @property
+    def computes_from_codes(self) -> bool:
+        """Whether few samples on the CPU are computed without decoding the weight."""
+        chunks = self.get_buffer("group_of")[:: kernel.GROUP].repeat_interleave(kernel.GROUP)[
+            : self.in_features
+        ]
+        return (
+            isinstance(self.grid, IntegerGrid)
+            and self.grid.bits <= kernel.LARGEST_CODE.bit_length()
+            and not self.statistics
+            and OUTLIERS[0] not in self._buffers
+            and self.get_buffer("scale").dtype in kernel.STATISTIC_DTYPES
+            and self.get_buffer("codes").is_cpu
+            and torch.equal(chunks, self.get_buffer("group_of"))
+        )
+
+    def _in_groups(self) -> Int4Groups:
+        """The codes as the kernel reads them: 16 inputs with a scale and a zero each, those that are zero throughout left out."""
+        if self._groups is None:
+            filling = (0, -self.in_features % kernel.GROUP)
+            at = self._placement()[:, self.get_buffer("group_of").long()[:: kernel.GROUP]]
+            at = Placement(*(t.expand(self.out_features, -1).contiguous() for t in (at.scale, at.zero)))
+            codes = unpack(self.get_buffer("codes"), self.grid.bits, self.in_features)
+            cells = nn.functional.pad(codes, filling).view(self.out_features, -1, kernel.GROUP)
+            inside = nn.functional.pad(torch.ones_like(codes), filling).view_as(cells).bool()
+            kept = (inside & (cells != at.zero[..., None])).any(2)
+            topology = CSR.from_mask(kept)
+            dtype = self.get_buffer("scale").dtype
+            arrays = kernel.pack_codes(cells[kept]), at.scale[kept].to(dtype), at.zero[kept].to(dtype)
+            shape = self.out_features, self.in_features
+            self._groups = kernel.int4_groups(*arrays, topology.crow, topology.col, shape)
+        return self._groups
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(fn, recurse).refresh()
 
     def _held(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor.detach().clone())
@@ -139,6 +188,14 @@ class QuantizedLinear(CodedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``."""
+        few = (
+            x.is_cpu
+            and x.numel() <= MOST_SAMPLES * self.in_features
+            and not (x.requires_grad and torch.is_grad_enabled())
+        )
+        if few and self.computes_from_codes:
+            bias = None if self.bias is None else self.bias.float()
+            return self._in_groups().linear(x.float(), bias).to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
@@ -159,25 +216,42 @@ class QuantizedLinear(CodedLinear):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Make room for whatever number of outliers comes, after proving that they fit."""
+        """Make room for whatever number of outliers comes, after proving that they and the groups of the inputs fit."""
+        if (wrong := self._wrong_groups(state_dict.get(f"{prefix}group_of"))) is not None:
+            error_msgs.append(f"{prefix}group_of: {wrong}")
+            return
         found = [state_dict.get(prefix + name) for name in OUTLIERS]
         if OUTLIERS[0] in self._buffers and all(isinstance(x, Tensor) for x in found):
             values, crow, col = (x for x in found if isinstance(x, Tensor))
             try:
-                topology = CSR((self.out_features, self.in_features), crow.int(), col.int())
-                topology.validate(f"{prefix}outliers")
-                if values.shape != col.shape:
+                if any(array.is_meta for array in (values, crow, col)):
+                    raise ValueError(f"{prefix}outlier_values: tensors on the meta device have no contents")
+                if values.shape != col.shape or col.numel() > self.out_features * self.in_features:
                     raise ValueError(
                         f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places"
                     )
+                topology = CSR((self.out_features, self.in_features), crow, col.int())
+                topology.validate(f"{prefix}outliers")
             except ValueError as error:
                 error_msgs.append(str(error))
                 return
             for name, array in zip(OUTLIERS, (values, crow, col), strict=True):
                 self._buffers[name] = torch.empty_like(array, dtype=self.get_buffer(name).dtype)
+        self.refresh()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _wrong_groups(self, group_of: object) -> str | None:
+        """What is wrong with the groups of the inputs in a state; None where nothing is, or where loading itself will say so."""
+        if not isinstance(group_of, Tensor) or group_of.is_meta or group_of.shape != (self.in_features,):
+            return None
+        groups = (
+            self.get_buffer("scale_codes").shape[0] if self.statistics else self.get_buffer("scale").shape[1]
+        )
+        if group_of.is_floating_point() or bool(((group_of < 0) | (group_of >= groups)).any()):
+            return f"each of {self.in_features} inputs belongs to one of {groups} groups, counted from 0"
+        return None
 
 
 def _precision(grid: Grid) -> torch.dtype:

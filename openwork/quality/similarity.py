@@ -51,8 +51,11 @@ def read_pairs(path: str | os.PathLike[str]) -> list[Pair]:
         ValueError: naming the line that is neither.
     """
     path = Path(path)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of text in UTF-8 ({error})") from error
     score, first, second, start = 4, 5, 6, 0
     if rows and {"sentence1", "sentence2", "score"} <= set(rows[0]):
         score, first, second, start = (*map(rows[0].index, ("score", "sentence1", "sentence2")), 1)

@@ -43,6 +43,10 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             f"{count} codes of {bits} bits are {packed_bytes(count, bits)} bytes (uint8); "
             f"got {packed.shape[-1]} of {packed.dtype}"
         )
+    if 8 % bits == 0:  # no code crosses a byte
+        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+        whole: Tensor = ((packed.unsqueeze(-1) >> places) & (2**bits - 1)).flatten(-2)
+        return whole[..., :count]
     stream = ((packed.unsqueeze(-1) >> _shifts(8, packed)) & 1).flatten(-2)
     split = stream[..., : count * bits].unflatten(-1, (count, bits))
     codes: Tensor = (split << _shifts(bits, packed)).sum(-1, dtype=torch.uint8)

@@ -20,7 +20,7 @@ def require_fit(state: Mapping[str, Any], method: Method, connections: Mapping[s
     for name, c in connections.items():
         for what, tensor in c.remembered().items():
             saved = state["remembered"][name].get(what)
-            if not isinstance(saved, Tensor) or saved.shape != tensor.shape:
+            if not _has_contents(saved) or saved.shape != tensor.shape:
                 raise ValueError(f"the saved {what} of {name} is no tensor {list(tensor.shape)}")
         if c.weight.stored and not torch.equal(state["positions"][name].to(c.device), c.positions):
             raise ValueError(
@@ -45,7 +45,7 @@ def same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shap
         )
     for name, shape in shapes.items():
         positions = state["positions"][name]
-        if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.dim() != 1:
+        if not _has_contents(positions) or positions.dtype != torch.int64 or positions.dim() != 1:
             raise ValueError(f"the saved topology of {name} is no vector of int64 positions")
         if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= math.prod(shape)):
             raise ValueError(f"the saved topology of {name} does not fit its shape {list(shape)}")
@@ -73,7 +73,7 @@ def _well_formed(state: Mapping[str, Any]) -> None:
         require(key, isinstance(state.get(key), Mapping))
     require("method", _is_plain(state["method"]))
     require("remembered", all(isinstance(held, Mapping) for held in state["remembered"].values()))
-    require("state", all(isinstance(tensor, Tensor) for tensor in state["state"].values()))
+    require("state", all(_has_contents(tensor) for tensor in state["state"].values()))
     if state["format"] != 1:
         raise ValueError(
             f"the saved state is of format {state['format']}, and this openwork reads format 1: update openwork"
@@ -82,6 +82,13 @@ def _well_formed(state: Mapping[str, Any]) -> None:
         torch.Generator().set_state(state["generator"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"the saved state of the random generator cannot be restored: {error}") from error
+
+
+def _has_contents(value: Any) -> bool:
+    """Whether a value is a tensor with a number of its own in each place, so that it takes no more room than it has."""
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _is_plain(value: object) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import zlib
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from urllib.request import urlopen
 from openwork.progress import phase
 
 _CHUNK = 1 << 18
+LARGEST = 1 << 28
+"""Bytes that a packed file may unfold to: more than any official one does."""
+
 _PATIENCE = 30.0
 """Seconds without an answer after which a download is given up."""
 
@@ -104,10 +108,18 @@ def write(path: Path, content: bytes) -> None:
 def _verified(packed: bytes, source: Source, place: str) -> bytes:
     is_packed = source.path.endswith(".gz") and not source.path.endswith(".tar.gz")
     try:
-        content = gzip.decompress(packed) if is_packed else packed
+        content = _unpacked(packed) if is_packed else packed
     except (OSError, EOFError, zlib.error) as reason:
         raise _wrong(place, f"it cannot be unpacked ({reason})") from reason
+    if len(content) > LARGEST:
+        raise _wrong(place, f"it unfolds to more than {LARGEST} bytes")
     return verified(content, source.sha256, place)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """What is in a ``.gz``, and no more than one byte beyond what any official one holds."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+        return file.read(LARGEST + 1)
 
 
 def verified(content: bytes, sha256: str, place: str) -> bytes:

@@ -39,7 +39,7 @@ def documents(source: str | os.PathLike[str], *, field: str = "text") -> Iterato
     if path.suffix == ".jsonl":
         found = _records(path, field)
     elif path.suffix == ".txt" or path.is_file():
-        found = iter([path.read_text(encoding="utf-8")])
+        found = iter([_whole(path)])
     elif hub := _HUB.fullmatch(os.fspath(source)):
         found = _streamed(hub["name"], hub["configuration"], hub["part"] or "train", field)
     else:
@@ -55,13 +55,20 @@ def documents(source: str | os.PathLike[str], *, field: str = "text") -> Iterato
         raise ValueError(f"{os.fspath(source)} holds no text")
 
 
+def _whole(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8 ({error})") from error
+
+
 def _records(path: Path, field: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:  # of its bytes, its numbers, its brackets
                     raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
                 yield _text(record, field, f"{path}, line {number}")
 

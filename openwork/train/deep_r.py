@@ -83,11 +83,9 @@ class DeepR(Training):
         alive = theta >= 0
         if bool(alive.all()):
             return signs
-        living = c.pool(alive.double()) > 0
-        survivors, dead = c.positions[alive], c.counted(~living)
-        c.retain(living)
-        everyone = torch.ones_like(survivors, dtype=torch.bool)
-        woken = c.adopt(c.rewired(everyone, Random(), generator, dead))
+        survivors = c.positions[alive]
+        # In one move: a parameter that is resized on the way would leave the buckets of data-parallel training.
+        woken = c.adopt(c.rewired(alive, Random(), generator), goes_on=alive)
         drawn = (2 * torch.randint(2, woken.shape, generator=generator) - 1).to(signs)
         c.write(woken, AWAKE * drawn.to(c.values.dtype))
         now = torch.empty_like(signs)

@@ -91,7 +91,7 @@ def test_another_run_or_a_damaged_file_is_refused(tmp_path):
         assert same(before, weights(model))
     path = tmp_path / "block-0000.pt"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(FileError, match=r"block-0000.pt: no checkpoint"):
+    with pytest.raises(FileError, match=r"block-0000.pt: no whole checkpoint"):
         ow.sparsify_(gpt(), RECIPE, data=windows(), checkpoint=tmp_path)
 
 

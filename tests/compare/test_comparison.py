@@ -211,10 +211,17 @@ def test_keys_and_files():
     assert key({"a": 1, "b": [2]}) == key({"b": [2], "a": 1}) != key({"a": 1, "b": [3]})
 
 
-def test_another_file_is_refused(tmp_path):
-    (tmp_path / "runs.jsonl").write_text('{"key": "x"}\nnot a run\n')
+RUN = '{"key": "x", "contestant": "set", "sparsity_asked": 0.9, "test_accuracy": 0.5}'
+
+
+@pytest.mark.parametrize(
+    "line", ["not a run", "[]", '{"key": 3}', RUN.replace("0.5", '"half"'), "[" * 100_000, "\udcff"]
+)
+def test_another_file_is_refused(tmp_path, line):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(f"{RUN}\n{line}\n", errors="surrogateescape")
     with pytest.raises(ValueError, match="line 2"):
-        Ledger(tmp_path / "runs.jsonl")
+        Ledger(path)
 
 
 def test_the_command(tmp_path, capsys):

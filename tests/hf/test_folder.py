@@ -302,6 +302,16 @@ def test_what_is_no_folder_of_a_model_is_said_without_asking_the_hub(tmp_path):
         load_tokenizer(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "config", ["{", "[]", '{"model_type": "llama", "hidden_size": "x"}', '{"model_type": "nosuch"}']
+)
+def test_a_damaged_configuration_is_refused_by_name(config, tmp_path):
+    save(llama(), tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(config)
+    with pytest.raises(FileError, match=r"out: no model can be loaded from there"):
+        load(tmp_path / "out")
+
+
 def test_the_card_tells_what_was_measured(tmp_path):
     model = llama()
     history = [ow.Magnitude(sparsity=0.6).record()]

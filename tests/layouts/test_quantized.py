@@ -10,6 +10,7 @@ from openwork.calibrator.storage import to_quantized_
 from openwork.layouts.group_int4 import GroupInt4Linear
 from openwork.layouts.quantized import QuantizedLinear
 from openwork.quantization import IntegerGrid, nearest
+from openwork.quantization import grid as named
 from openwork.tasks.gpt import gpt_small
 
 RECIPES = {
@@ -104,6 +105,21 @@ def test_hostile_outliers_are_refused() -> None:
         layer.load_state_dict(wrong)
 
 
+@pytest.mark.parametrize("recipe", ["spqr", "act order"])
+@pytest.mark.parametrize("group", [-1, 2**20])
+def test_hostile_groups_are_refused(recipe: str, group: int) -> None:
+    """A negative one would be counted from the end, without a word."""
+    small, found = quantised(recipe)
+    layer = next(iter(to_quantized_(small, found).values()))
+    assert isinstance(layer, QuantizedLinear)
+    state, before = layer.state_dict(), layer.weight
+    wrong = dict(state) | {"group_of": state["group_of"].clone()}
+    wrong["group_of"][3] = group
+    with pytest.raises(RuntimeError, match=r"group_of: each of .* inputs belongs to one of"):
+        layer.load_state_dict(wrong)
+    assert torch.equal(layer.weight, before)
+
+
 def test_weights_that_changed_since_are_refused() -> None:
     small, found = quantised("rtn")
     with torch.no_grad():
@@ -114,3 +130,60 @@ def test_weights_that_changed_since_are_refused() -> None:
     plain = gpt_small(width=32, depth=2, heads=2, context=12)
     with pytest.raises(ValueError, match="needs a quantiser"):
         to_quantized_(plain, ow.sparsify_(plain, ow.Wanda(), data=[torch.zeros(1, 12, dtype=torch.int64)]))
+
+
+@pytest.mark.parametrize("shape", [(5, 48), (7, 37), (3, 16), (1, 5)])
+@pytest.mark.parametrize(
+    ("grid", "group", "from_codes"),
+    [
+        ("int4-float16", 16, True),
+        ("int4-bfloat16", 32, True),
+        ("int3-float16", "row", True),
+        ("int4-symmetric-float16", "tensor", True),
+        ("int2-clip-bfloat16", 48, True),
+        (IntegerGrid(4, zero="real", scales="float16"), 16, True),
+        ("int4", 16, False),
+        ("int4-float16", 8, False),
+        ("int8-symmetric-float16", 16, False),
+        ("e2m1", 16, False),
+    ],
+)
+def test_few_samples_are_computed_from_codes(shape, grid, group, from_codes: bool) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(sum(shape))
+    weight = torch.randn(shape, generator=generator)
+    weight[:, : shape[1] // 2 : 2] = 0
+    layer = QuantizedLinear(nearest(weight, named(grid), group), torch.randn(shape[0], generator=generator))
+    if group == 8 and shape[1] <= 8:
+        from_codes = True  # one group is all there is
+    assert layer.computes_from_codes == from_codes
+    x = torch.randn(2, 3, shape[1], generator=generator)
+    expected = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())  # type: ignore[union-attr]
+    torch.testing.assert_close(layer(x).double(), expected, atol=1e-5, rtol=1e-5)
+    many = x.repeat(100, 1, 1)
+    torch.testing.assert_close(layer(many)[1].double(), expected[1], atol=1e-5, rtol=1e-5)
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    gradient = x.clone().requires_grad_()
+    layer(gradient).sum().backward()
+    assert gradient.grad is not None
+
+
+def test_new_codes_are_seen() -> None:
+    w = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    one, other = (QuantizedLinear(nearest(v, named("int4-float16"), 16)) for v in (w, -2 * w))
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    before = one(x)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one(x), other(x))
+    assert not torch.equal(one(x), before)
+    with torch.no_grad():
+        one.scale *= 2
+    torch.testing.assert_close(one.refresh()(x), 2 * other(x))
+
+
+def test_groups_of_zeros_are_not_computed() -> None:
+    w = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    w[1:3, 16:48] = 0
+    layer = QuantizedLinear(nearest(w, named("int4-float16"), 16))
+    layer(torch.ones(1, 64))
+    assert layer._groups is not None
+    assert layer._groups.ends.diff().tolist() == [4, 2, 2, 4]

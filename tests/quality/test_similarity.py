@@ -78,3 +78,9 @@ def test_a_bad_table_is_named(tmp_path, text, said):
     (tmp_path / "t.tsv").write_text(text)
     with pytest.raises(ValueError, match=said):
         read_pairs(tmp_path / "t.tsv")
+
+
+def test_a_table_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "t.tsv").write_bytes(b"a\tb\tc\td\t5\t\xff\tf\n" * 2)
+    with pytest.raises(ValueError, match=r"t\.tsv: not a table of text in UTF-8"):
+        read_pairs(tmp_path / "t.tsv")

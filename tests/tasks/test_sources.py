@@ -58,6 +58,15 @@ def test_another_content_is_refused_by_name(cache, served, content):
         read(served)
 
 
+def test_a_packed_file_unfolds_to_no_more_than_any_official_one(cache, served, monkeypatch):
+    monkeypatch.setattr(sources, "LARGEST", 10_000)
+    put(cache, gzip.compress(bytes(10**6)))
+    with pytest.raises(
+        WrongData, match=r"letters/a\.gz is not the official file: it unfolds to more than 10000 bytes"
+    ):
+        read(served)
+
+
 def test_a_missing_file_says_where_it_belongs_and_how_to_allow_the_download(cache, served):
     with pytest.raises(MissingData, match="letters") as caught:
         read(served)

@@ -30,6 +30,8 @@ def test_a_line_of_jsonl_is_a_document(tmp_path):
         ('{"body": "x"}', "it has body"),
         ("[1]", "it is no record at all"),
         ("{", "line 2: not a JSON object"),
+        ("[" * 100_000, "line 2: not a JSON object"),
+        ("9" * 5000, "line 2: not a JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):
@@ -37,6 +39,15 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     with pytest.raises(ValueError, match="line 2") as raised:
         list(documents(tmp_path / "a.jsonl"))
     assert said in str(raised.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine \xff")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"a\.txt: not a text in UTF-8"):
+        list(documents(tmp_path / "a.txt"))
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1"):
+        list(documents(tmp_path / "a.jsonl"))
 
 
 def test_no_text_at_all(tmp_path):

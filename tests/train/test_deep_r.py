@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from openwork import DeepR, attach
+from openwork import DeepR, attach, to_sparse_
 from openwork.testing import check_method
 from openwork.train.deep_r import AWAKE
 from tests.train.runs import Run, net
@@ -109,3 +109,29 @@ def test_what_cannot_be_is_said():
         DeepR(pattern="block 4x1")
     with pytest.raises(ValueError, match="noise"):
         DeepR(noise=-1.0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_wakes_in_its_old_place_begins_anew(stored):
+    """Half of the places are taken: many a dead connection is drawn again at once, with no memory of its momentum."""
+    model, method = net(), DeepR(sparsity=0.1, l1=0.0, noise=5.0)
+    if stored:
+        to_sparse_(model, method)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    sparsifier = attach(model, optimizer, method)
+    again = 0
+    for _ in range(3):
+        before = {name: c.positions for name, c in sparsifier.connections.items()}
+        sizes = [p.data_ptr() for p in model.parameters()]
+        optimizer.zero_grad()
+        model(torch.ones(3, 13, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+        assert sizes == [p.data_ptr() for p in model.parameters()]
+        for name, c in sparsifier.connections.items():
+            woken = c.values.abs() <= 1.01 * AWAKE
+            moments = optimizer.state[c.weight.parameter]["exp_avg"]
+            moments = moments if stored else moments.flatten()[c.positions]
+            assert not moments[woken].any()
+            assert moments[~woken].all()
+            again += int(torch.isin(c.positions[woken], before[name]).sum())
+    assert again > 20
