@@ -133,6 +133,7 @@ _PUBLIC = {
     "probes.prediction": ["Prediction", "predict_from_graphs"],
     "probes.small_world": ["SmallWorld", "small_world"],
     "probes.topology": ["Wiring", "topology"],
+    "probes.undertraining": ["Undertraining", "undertraining"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
@@ -289,6 +290,8 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.small_world import small_world as small_world
     from openwork.probes.topology import Wiring as Wiring
     from openwork.probes.topology import topology as topology
+    from openwork.probes.undertraining import Undertraining as Undertraining
+    from openwork.probes.undertraining import undertraining as undertraining
     from openwork.probes.width_bound import Capacity as Capacity
     from openwork.probes.width_bound import er_capacity as er_capacity
     from openwork.prune.grasp import GraSP as GraSP
