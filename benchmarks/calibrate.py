@@ -10,7 +10,8 @@ perplexity on the test part. Calibration data is of the training parts. Nothing 
 - `quantise`: fewer bits a weight, alone and with zeros;
 - `errors`: for one and the same mask, the error of every layer's outputs with no update, SparseGPT's sweep, ADMM and conjugate
   gradients to convergence, and the exact optimum, on the damped Gram matrix that all of them minimise; and for three masks, the
-  error of magnitude, Wanda and SparseGPT. Layers out of order are named.
+  error of magnitude, Wanda and SparseGPT. Layers out of order are named;
+- `streams`: what repairs do to the mean of what flows between blocks, and to what varies around it.
 
     python benchmarks/calibrate.py [--model gpt] [--part repair] [--methods wanda] [--patterns 2:4] [--out FILE]
 
@@ -26,7 +27,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,18 +36,21 @@ from typing import ClassVar
 import torch
 
 import openwork as ow
-from openwork.calibrate.spqr import bits_per_weight
+from openwork.blocks import stacks
 from openwork.calibrator import Calibrated, Layer, Solution
+from openwork.calibrator.batches import Batches
+from openwork.calibrator.storage import to_quantized_
 from openwork.compare.machine import machine
 from openwork.durable import replacing
 from openwork.patterns import Unstructured
 from openwork.quality import perplexity, read_pairs, similarity
-from openwork.quantization import IntegerGrid, Quantized
+from openwork.quantization import IntegerGrid
 from openwork.reconstruction.admm import admm
 from openwork.reconstruction.gradient import conjugate_gradients
 from openwork.reconstruction.hessian import damped, layer_error
 from openwork.reconstruction.least_squares import least_squares
 from openwork.reconstruction.sweep import sweep
+from openwork.scores import run
 from openwork.tasks.gpt import gpt_small
 from openwork.tasks.sources import find, folders
 from openwork.tasks.tiny_shakespeare import tiny_shakespeare
@@ -197,7 +201,7 @@ class Cell:
     seconds: float
     peak_mib: float
     bits: float = 32.0
-    """Of codes, scales and outliers for each weight of the layers, where these are quantised; those of pruned groups count."""
+    """That are held for each weight of the quantised layers, scales, outliers and indices included."""
 
 
 def cell(subject: MiniLM | GPT, part: str, method: str, pattern: str) -> Cell:
@@ -213,8 +217,7 @@ def cell(subject: MiniLM | GPT, part: str, method: str, pattern: str) -> Cell:
     kept = sum(int(mask.sum()) for mask in done.masks.values())
     size = sum(mask.numel() for mask in done.masks.values())
     quality = subject.quality(model)
-    parts = getattr(done, "parts", {})
-    bits = _bits(parts)
+    bits = _bits(model, done) if method in RECIPES else 32.0
     return Cell(
         subject.name, part, method, pattern, quality, 1 - kept / size, round(seconds, 2), round(peak, 1), bits
     )
@@ -226,14 +229,11 @@ def apart(subject: MiniLM | GPT, *args: str) -> Cell:
         return pool.apply(cell, (subject, *args))
 
 
-def _bits(parts: Mapping[str, Mapping[str, object]]) -> float:
-    total, size = 0.0, 0
-    for held in parts.values():
-        if isinstance(quantized := held.get("quantized"), Quantized):
-            numel = quantized.codes.numel()
-            total += numel * (bits_per_weight(held) if "outliers" in held else quantized.bits_per_weight)
-            size += numel
-    return round(total / size, 3) if size else 32.0
+def _bits(model: torch.nn.Module, done: ow.Calibration) -> float:
+    if not any("quantized" in parts for parts in done.parts.values()):
+        return 32.0
+    made = to_quantized_(model, done).values()
+    return round(8 * sum(m.nbytes for m in made) / sum(m.in_features * m.out_features for m in made), 3)
 
 
 def _peak(*, reset: bool = False) -> float:
@@ -261,8 +261,8 @@ class Errors(Calibrated):
         solutions = {
             "none": dense * layer.mask,
             "sweep": sweep(layer.dense, layer.inverse_factor(0.01), layer.mask).weight,
-            "admm": admm(layer.dense, layer.normalized(0.01), layer.mask, steps=300)[0],
-            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=1000, tolerance=1e-9),
+            "admm": admm(layer.dense, layer.normalized(0.01), layer.mask, steps=100)[0],
+            "gradients": conjugate_gradients(layer.dense, gram, layer.mask, steps=300, tolerance=1e-7),
             "exact": least_squares(layer.dense, gram, layer.mask),
             "magnitude": dense * magnitude,
             "sparsegpt": ow.SparseGPT().solve(replace(whole, pattern=Unstructured())).weight,
@@ -305,6 +305,54 @@ def errors(subject: MiniLM | GPT) -> list[dict[str, object]]:
     return rows
 
 
+def streams(subject: MiniLM | GPT) -> list[dict[str, object]]:
+    """What flows from block to block after Wanda at 70 % and one repair: the size of its mean and of what varies around it, how
+    far it is from the dense one, and how far after a norm.
+    """
+    dense, rows = _flowing(subject, subject.dense), list[dict[str, object]]()
+    for recipe in ("dense", "wanda", "wanda+bias", "wanda+dsnot", "wanda+rescale", "wanda+refit"):
+        model = copy.deepcopy(subject.dense)
+        if recipe != "dense":
+            ow.sparsify_(model, stages(recipe, 0.7, None, subject.outside), data=subject.data)
+        for block, (x, wanted) in enumerate(zip(_flowing(subject, model), dense, strict=True)):
+            normed = [torch.nn.functional.layer_norm(y, y.shape[-1:]) for y in (x, wanted)]
+            rows.append(
+                {
+                    "model": subject.name,
+                    "recipe": recipe,
+                    "block": block,
+                    "mean": float(x.mean(0).norm()),
+                    "around": float((x - x.mean(0)).square().sum(1).mean().sqrt()),
+                    "error": float((x - wanted).square().sum() / wanted.square().sum()),
+                    "normed error": float((normed[0] - normed[1]).square().sum() / normed[1].square().sum()),
+                }
+            )
+    return rows
+
+
+@torch.no_grad()
+def _flowing(subject: MiniLM | GPT, model: torch.nn.Module) -> list[torch.Tensor]:
+    """What every block returns on the calibration data, ``[tokens, width]``, padding left out."""
+    data, found = Batches(subject.data), list[list[torch.Tensor]]()
+    blocks = [block for stack in stacks(model) for block in stack.blocks.values()]
+    with ExitStack() as hooks:
+        for block in blocks:
+            some: list[torch.Tensor] = []
+            found.append(some)
+
+            def keep(_: object, __: object, result: object, some: list[torch.Tensor] = some) -> None:
+                some.append(result if isinstance(result, torch.Tensor) else result[0])  # type: ignore[index]
+
+            hooks.callback(block.register_forward_hook(keep).remove)
+        for index in range(len(data)):
+            run(model, data[index])
+            tokens = data.tokens(index)
+            for some in found:
+                x = some.pop()
+                some.append((x if tokens is None else x[tokens]).flatten(0, -2))
+    return [torch.cat(some) for some in found]
+
+
 def _write(path: Path, found: object) -> None:
     with replacing(path, 0) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n")
@@ -313,7 +361,9 @@ def _write(path: Path, found: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--part", nargs="+", default=["cells", "repair", "variants", "quantise", "errors"])
+    parser.add_argument(
+        "--part", nargs="+", default=["cells", "repair", "variants", "quantise", "errors", "streams"]
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -353,6 +403,10 @@ def main() -> None:
                     outside = [r["layer"] for r in some if not r[order]]
                     print(f"  errors {pattern}, not {order}: {outside or 'none'} of {len(some)}")
                 print(f"  errors {pattern}: {means}")
+            if options.out:
+                _write(options.out, found)
+        if "streams" in options.part and not any(r["model"] == name for r in found.get("streams", [])):
+            found["streams"] = [*found.get("streams", []), *streams(subject)]
             if options.out:
                 _write(options.out, found)
 

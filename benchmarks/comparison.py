@@ -34,14 +34,17 @@ def setting(name):
     }[name]()
 
 
-def compared(name, seeds, split, folder):
+def compared(name, methods, seeds, split, folder):
     """The comparison and its lines."""
     task, hidden, sparsities, steps = setting(name)
     first = [get_method("static_random"), get_method("random_search")]
     comparison = Comparison(
         task=task,
         model=Perceptrons((task.train.inputs[0].numel(), *hidden, len(task.classes))),
-        methods=[*first, *(cls for cls in shelf() if cls not in first)],
+        methods=[
+            *first,
+            *(cls for cls in shelf() if cls not in first and (not methods or cls.name in methods)),
+        ],
         sparsities=sparsities,
         seeds=range(seeds),
         steps=steps,
@@ -71,13 +74,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", default=("digits", "clothes", "digits-longer"))
+    parser.add_argument("--methods", nargs="+", help="all if none is named")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--split", default="erk", help='an allocation, or "own"')
     parser.add_argument("--out", type=Path, default=Path("openwork-compare"), help="folder of finished runs")
     options = parser.parse_args()
     results = Path(__file__).parent / "results"
     for name in options.names:
-        comparison, lines = compared(name, options.seeds, options.split, options.out)
+        comparison, lines = compared(name, options.methods, options.seeds, options.split, options.out)
         told = {**as_json(comparison, lines), "machine": asdict(machine())}
         suffix = "" if options.split == "erk" else f"-{options.split}"
         date = datetime.now(UTC).date().isoformat()

@@ -1,10 +1,11 @@
 """Does training take the memory that was predicted? Each form trains in a process of its own.
 
-The peak of the resident memory, from before the model was built to after a few steps, is compared with
-`openwork.training_memory`.
+The peak of the resident memory over a few steps, updates of the topology among them, is compared with `openwork.training_memory`.
+What it takes for a moment to build the model is no part of training. `--grid` does so for perceptrons of several widths and a
+network of convolutions, methods and optimizers, and tells the worst.
 
     python benchmarks/memory.py [--width 4096] [--sparsity 0.9] [--optimizer adam] [--method set]
-        [--convolutions] [--json]
+        [--convolutions] [--grid] [--forms dense,masked,stored] [--json]
 """
 
 import argparse
@@ -15,6 +16,8 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -48,7 +51,7 @@ def stored(sizes: list[int], sparsity: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [ow.SparseLinear(inputs, outputs, sparsity=sparsity), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return ow.chain_(nn.Sequential(*layers[:-1]))
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -81,25 +84,78 @@ def peak(form: str, name: str, sizes: list[int], sparsity: float, optimizer: str
     del small, warm, little, masked, one, adam
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    x = torch.randn(batch, sizes[0]) if sizes else torch.randn(batch, 3, 32, 32)
+    y = torch.randint(10, (batch,))
     before = resident("VmRSS")
     if sizes:
         model = stored(sizes, sparsity) if form == "stored" else mlp(sizes)
-        x = torch.randn(batch, sizes[0])
     else:
-        model, x = convolutions(), torch.randn(batch, 3, 32, 32)
+        model = convolutions()
         if form == "stored":
             ow.to_sparse_(model, method(name, sparsity))
-            gc.collect()
-            Path("/proc/self/clear_refs").write_text(
-                "5"
-            )  # the dense layers it was made of are no part of training
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
     trained = classes[optimizer](model.parameters(), lr=1e-3)
     if form != "dense":
         ow.attach(model, trained, method(name, sparsity))
-    y = torch.randint(10, (batch,))
     for _ in range(4):
         step(model, trained, x, y)
     return resident("VmHWM") - before
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained; without sizes a network of convolutions."""
+
+    method: str
+    width: int
+    optimizer: str
+    sparsity: float
+    batch: int
+
+    @property
+    def sizes(self) -> list[int]:
+        return [784, self.width, self.width, 10] if self.width else []
+
+    def predicted(self) -> ow.Memory:
+        return ow.training_memory(
+            mlp(self.sizes) if self.sizes else convolutions(),
+            method(self.method, self.sparsity),
+            torch.zeros(1, 784) if self.sizes else torch.zeros(1, 3, 32, 32),
+            batch=self.batch,
+            optimizer=self.optimizer,
+        )
+
+    def measured(self, form: str) -> int:
+        """In a fresh process."""
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(
+                peak, (form, self.method, self.sizes, self.sparsity, self.optimizer, self.batch)
+            )
+
+    def compared(self, forms: Iterable[str]) -> list[dict[str, object]]:
+        predicted = self.predicted()
+        return [
+            {
+                **asdict(self),
+                "form": form,
+                "predicted": predicted.forms[form].peak,
+                "measured": self.measured(form),
+            }
+            for form in forms
+            if not (form == "stored" and METHODS[self.method].latent)
+        ]
+
+
+GRID = [
+    *(
+        Cell(method, width, optimizer, 0.9, 128)
+        for method in ("static_random", "set", "rigl")
+        for width in (512, 1024, 2048)
+        for optimizer in ("sgd", "adam")
+    ),
+    *(Cell(method, 0, "adam", 0.9, 128) for method in ("static_random", "set", "rigl")),
+]
 
 
 def main() -> None:
@@ -108,39 +164,34 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--method", choices=METHODS, default="static_random")
     parser.add_argument("--convolutions", action="store_true", help="a network of convolutions instead")
+    parser.add_argument("--grid", action="store_true", help="many networks and methods instead")
+    parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--optimizer", choices=("sgd", "adam"), default="adam")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    sizes = [] if options.convolutions else [784, options.width, options.width, 10]
-    predicted = ow.training_memory(
-        mlp(sizes) if sizes else convolutions(),
-        method(options.method, options.sparsity),
-        torch.zeros(1, 784) if sizes else torch.zeros(1, 3, 32, 32),
-        batch=options.batch,
-        optimizer=options.optimizer,
-    )
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(
-        2**16
-    )  # what is freed goes back at once: nothing but the program is measured
+    width = 0 if options.convolutions else options.width
+    one = Cell(options.method, width, options.optimizer, options.sparsity, options.batch)
+    # What is freed goes back at once: nothing but the program is measured.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
     results = []
-    for form in FORMS:
-        if form == "stored" and METHODS[options.method].latent:
-            continue
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured = pool.apply(
-                peak, (form, options.method, sizes, options.sparsity, options.optimizer, options.batch)
-            )
-        results.append({"form": form, "predicted": predicted.forms[form].peak, "measured": measured})
+    if not (options.json or options.grid):
+        print(one.predicted())
+    for cell in GRID if options.grid else [one]:
+        for r in cell.compared(options.forms.split(",")):
+            results.append(r)
+            if not options.json:
+                print(
+                    f"{r['method']:14}{r['width'] or 'conv':>5} {r['optimizer']:5}{r['form']:7} predicted "
+                    f"{r['predicted'] / 2**20:8.1f} MiB, measured {r['measured'] / 2**20:8.1f}  "
+                    f"{r['measured'] / r['predicted']:.3f}",
+                    flush=True,
+                )
     if options.json:
-        json.dump({**vars(options), "results": results}, sys.stdout)
-        return
-    print(predicted)
-    for r in results:
-        ratio = r["measured"] / r["predicted"]
-        print(
-            f"{r['form']:7} predicted {r['predicted'] / 2**20:8.1f} MiB, measured {r['measured'] / 2**20:8.1f}  {ratio:.3f}"
-        )
+        json.dump({"threads": torch.get_num_threads(), "results": results}, sys.stdout, indent=1)
+    elif options.grid:
+        errors = sorted(abs(r["measured"] / r["predicted"] - 1) for r in results)
+        print(f"off by {errors[-1]:.1%} at most, by {errors[len(errors) // 2]:.1%} in the middle")
 
 
 if __name__ == "__main__":

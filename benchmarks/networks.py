@@ -74,6 +74,10 @@ CASES = [
     ),
     Case("gpt_small", "prefill of 128 tokens", gpt_small, tokens(1, 128)),
     Case("gpt_small", "decode of one token", gpt_small, tokens(1, 1)),
+    *(
+        Case("gpt 768 wide", what, lambda: gpt_small(width=768, heads=12), tokens(1, length))
+        for what, length in (("prefill of 128 tokens", 128), ("decode of one token", 1))
+    ),
     *(Case("resnet20", f"batch {batch}", resnet20, reals(batch, 3, 32, 32)) for batch in (1, 64)),
     *(Case("resnet50", f"batch {batch}", resnet50, reals(batch, 3, 224, 224)) for batch in (1, 16)),
     *(Case("mobilenet", f"batch {batch}", mobilenet, reals(batch, 3, 224, 224)) for batch in (1, 16)),

@@ -44,7 +44,7 @@ def network(sizes: list[int], fan_in: int, seed: int = 0) -> nn.Sequential:
     layers.append(
         ow.SparseLinear(sizes[-2], sizes[-1], kept=min(last, sizes[-2] * sizes[-1]), generator=generator)
     )
-    return nn.Sequential(*layers)
+    return ow.chain_(nn.Sequential(*layers))
 
 
 def resident() -> int:

@@ -74,10 +74,10 @@ OPENWORK_INLINE Lanes<n> gather(const float* x, const Columns& column, int first
   } else if constexpr (n == 4 && width == 1) {
     return Vector{x[column[first]], x[column[first + 1]], x[column[first + 2]], x[column[first + 3]]};
   } else if constexpr (n == 4) {
-    TwoPairs pairs;
-    std::memcpy(&pairs[0], x + 2 * column[first], 8);
-    std::memcpy(&pairs[1], x + 2 * column[first + 1], 8);
-    return (Vector)pairs;
+    double one, other;  // pairs of floats that are only moved
+    std::memcpy(&one, x + 2 * column[first], sizeof one);
+    std::memcpy(&other, x + 2 * column[first + 1], sizeof other);
+    return (Vector)TwoPairs{one, other};
   } else {
     const auto a = gather<n / 2, width>(x, column, first), b = gather<n / 2, width>(x, column, first + n / 2 / width);
     return side_by_side<n / 2>(a, b);

@@ -1,4 +1,5 @@
-// Building the walk of a CSR matrix, and its transpose. Plain code: it runs once per topology.
+// Building the walk of a CSR matrix, and its transpose. Plain code: it runs once per topology, and gives the same
+// for every number of threads.
 #pragma once
 #include "runs.h"
 
@@ -8,10 +9,14 @@ namespace openwork {
 // blocks = max(1, ceil(columns / block)). The first block has a run for every row, also empty ones, so that every output is
 // written; the others leave empty rows out. The CSR arrays must be valid: Python checks them before calling.
 void plan_runs(Address crow, Address col, std::int64_t rows, std::int64_t columns, std::int64_t block,
-               std::int64_t part_count, Address runs, Address buckets, Address parts);
+               std::int64_t part_count, Address runs, Address buckets, Address parts, int threads);
 
 // The CSR arrays of the transposed matrix, and for each of its nonzeros the position in the original order.
 void transpose(Address crow, Address col, std::int64_t rows, std::int64_t columns, Address transposed_crow,
-               Address transposed_col, Address permutation);
+               Address transposed_col, Address permutation, int threads);
+
+// Columns and permutation in the order in which the runs of a walk meet the nonzeros; the runs are changed to say so.
+void put_in_order(Address runs, Address parts, std::int64_t part_count, Address col, Address permutation, Address ordered_col,
+                  Address ordered_permutation, int threads);
 
 }  // namespace openwork

@@ -49,9 +49,12 @@ NB_MODULE(_native, m) {
   m.attr("levels") = nb::tuple(names);
   m.def("plan_runs", plan_runs, nb::call_guard<nb::gil_scoped_release>());
   m.def("transpose", transpose, nb::call_guard<nb::gil_scoped_release>());
+  m.def("put_in_order", put_in_order, nb::call_guard<nb::gil_scoped_release>());
   m.def("count_below", count_below, nb::call_guard<nb::gil_scoped_release>());
   m.def("merge", merge, nb::call_guard<nb::gil_scoped_release>());
   m.def("sort", openwork::sort, nb::call_guard<nb::gil_scoped_release>());
+  m.def("count_reached", count_reached, nb::call_guard<nb::gil_scoped_release>());
+  m.def("carry", carry, nb::call_guard<nb::gil_scoped_release>());
   m.def("cut_into_rows", cut_into_rows, nb::call_guard<nb::gil_scoped_release>());
   m.def("lay_flat", lay_flat, nb::call_guard<nb::gil_scoped_release>());
   m.def("is_topology", is_topology, nb::call_guard<nb::gil_scoped_release>());

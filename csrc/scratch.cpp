@@ -9,7 +9,9 @@
 namespace openwork {
 namespace {
 
-constexpr std::size_t huge_page = std::size_t{1} << 21;
+// Buffers of a good part of a large page get large ones; for less it would mostly stand empty. openwork/kernels/scratch.py
+// predicts what is taken.
+constexpr std::size_t huge_page = std::size_t{1} << 21, small_unit = std::size_t{1} << 16, worth_huge = huge_page / 4;
 
 struct Buffer {
   void* data = nullptr;
@@ -20,11 +22,13 @@ struct Buffer {
     if (bytes <= capacity) return data;
     std::free(data);
     capacity = 0;
-    bytes = (bytes + huge_page - 1) / huge_page * huge_page;
-    data = std::aligned_alloc(huge_page, bytes);
+    const bool huge = bytes >= worth_huge;
+    const std::size_t unit = huge ? huge_page : small_unit;
+    bytes = (bytes + unit - 1) / unit * unit;
+    data = std::aligned_alloc(unit, bytes);
     if (!data) throw std::bad_alloc();
 #if defined(__linux__)
-    madvise(data, bytes, MADV_HUGEPAGE);  // a hint: tiles are read all over, and small pages miss in the TLB
+    if (huge) madvise(data, bytes, MADV_HUGEPAGE);  // a hint: tiles are read all over, and small pages miss in the TLB
 #endif
     capacity = bytes;
     return data;

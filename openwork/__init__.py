@@ -29,6 +29,7 @@ _PUBLIC = {
     "plan": ["Plan", "plan"],
     "memory": ["Memory", "training_memory"],
     "method": ["Method"],
+    "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
     "layouts.csr": ["CSR"],
     "layouts.conv": ["SparseConv2d"],
@@ -64,6 +65,7 @@ _PUBLIC = {
     "calibrate.flap": ["FLAP"],
     "calibrate.permute_channels": ["PermuteChannels"],
     "calibrate.refit": ["Refit"],
+    "calibrate.refresh_norms": ["RefreshNorms"],
     "calibrate.rescale": ["Rescale"],
     "calibrate.ria": ["RIA"],
     "calibrate.sparsegpt": ["SparseGPT"],
@@ -186,6 +188,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.calibrate.lorc import LoRC as LoRC
     from openwork.calibrate.permute_channels import PermuteChannels as PermuteChannels
     from openwork.calibrate.refit import Refit as Refit
+    from openwork.calibrate.refresh_norms import RefreshNorms as RefreshNorms
     from openwork.calibrate.rescale import Rescale as Rescale
     from openwork.calibrate.ria import RIA as RIA
     from openwork.calibrate.rtn import RTN as RTN
@@ -241,6 +244,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layer_allocation import AlphaPruning as AlphaPruning
     from openwork.layer_allocation import Fluctuation as Fluctuation
     from openwork.layer_allocation import Redundancy as Redundancy
+    from openwork.layouts.chain import chain_ as chain_
     from openwork.layouts.condensed import Condensed as Condensed
     from openwork.layouts.conv import SparseConv2d as SparseConv2d
     from openwork.layouts.csr import CSR as CSR

@@ -118,6 +118,11 @@ class Plan:
         return 1.0 - self.kept / self.numel if self.numel else 0.0
 
     @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Names of the parameters that keep nothing: what comes after them does not see the input."""
+        return tuple(row.name for row in self.sparse if not row.kept)
+
+    @property
     def asked(self) -> str:
         """What was asked for, in words."""
         if self.method.reads_zeros:
@@ -153,7 +158,12 @@ class Plan:
             for line in [header, *lines]
         ]
         total = f"{self.method.name}: asked {self.asked}; sparsity {self.sparsity:.6f}, {self.kept} of {self.numel} kept"
-        return "\n".join([*(line.rstrip() for line in table), total])
+        return "\n".join([*(line.rstrip() for line in table), total, *map(collapse, self.collapsed)])
+
+
+def collapse(name: str) -> str:
+    """What to say of a parameter without a connection."""
+    return f"{name} keeps no connection, so nothing passes it: ask for less sparsity, exclude it, or choose another allocation"
 
 
 def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None = None) -> Plan:

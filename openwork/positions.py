@@ -13,6 +13,9 @@ from torch import Tensor
 
 from openwork.kernels import native
 
+_TINY = 1e-200
+"""Ends that are all smaller are not scaled to a table."""
+
 _FEW = 16
 """A list so many times shorter than the other is searched for instead of merged."""
 
@@ -32,8 +35,9 @@ def below(positions: Tensor, bounds: Tensor, *, or_at: bool = False) -> Tensor:
         return torch.searchsorted(positions, bounds, right=or_at)
     positions, bounds, counts = positions.contiguous(), bounds.contiguous(), torch.empty_like(bounds)
     native.library().count_below(
-        positions.data_ptr(), positions.numel(), bounds.data_ptr(), bounds.numel(), or_at, counts.data_ptr()
-    )
+        positions.data_ptr(), positions.numel(), bounds.data_ptr(), bounds.numel(), or_at, counts.data_ptr(),
+        _threads(positions, bounds),
+    )  # fmt: skip
     return counts
 
 
@@ -58,8 +62,29 @@ def located(positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         wanted.numel(),
         index.data_ptr(),
         found.data_ptr(),
+        _threads(positions, wanted),
     )
     return index, found
+
+
+def carried(items: Tensor, index: Tensor, found: Tensor) -> Tensor:
+    """``items[index]`` where ``found``, zero elsewhere: what belonged to old positions, at the new ones.
+
+    Args:
+        items: ``[n]`` of any dtype.
+        index, found: ``[m]``, as :func:`located` gives them.
+    """
+    if not items.numel():
+        return items.new_zeros(index.numel())
+    if not _native(index) or items.device.type != "cpu" or items.itemsize not in (2, 4, 8):
+        return items.index_select(0, index).index_fill_(0, where(~found), 0)
+    items, index, found = items.detach().contiguous(), index.contiguous(), found.contiguous()
+    moved = items.new_empty(index.numel())
+    native.library().carry(
+        items.data_ptr(), items.itemsize, index.data_ptr(), found.data_ptr(), index.numel(), moved.data_ptr(),
+        _threads(index),
+    )  # fmt: skip
+    return moved
 
 
 def merged(one: Tensor, other: Tensor) -> Tensor:
@@ -68,7 +93,9 @@ def merged(one: Tensor, other: Tensor) -> Tensor:
         return torch.cat([one, other]).sort().values
     one, other = one.contiguous(), other.contiguous()
     both = one.new_empty(one.numel() + other.numel())
-    native.library().merge(one.data_ptr(), one.numel(), other.data_ptr(), other.numel(), both.data_ptr())
+    native.library().merge(
+        one.data_ptr(), one.numel(), other.data_ptr(), other.numel(), both.data_ptr(), _threads(both)
+    )
     return both
 
 
@@ -78,7 +105,7 @@ def ascending(positions: Tensor) -> Tensor:
         return positions.sort().values
     positions = positions.contiguous()
     ordered = torch.empty_like(positions)
-    native.library().sort(positions.data_ptr(), positions.numel(), ordered.data_ptr())
+    native.library().sort(positions.data_ptr(), positions.numel(), ordered.data_ptr(), _threads(positions))
     return ordered
 
 
@@ -87,6 +114,25 @@ def where(mask: Tensor) -> Tensor:
     if mask.device.type != "cpu":
         return mask.flatten().nonzero().flatten()
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def reached(ends: Tensor, points: Tensor) -> Tensor:
+    """How many of the finite float64 ``ends [n]``, sorted, lie below or at each of the ``points [m]``, none negative, in any
+    order: ``torch.searchsorted(ends, points, right=True)``, by a table instead of a search.
+    """
+    flat = ends.numel() == 0 or float(ends[-1]) < _TINY
+    if flat or not native.enabled() or ends.device.type != "cpu":
+        return torch.searchsorted(ends, points, right=True)
+    ends, points = ends.contiguous(), points.contiguous()
+    counts = torch.empty_like(points, dtype=torch.int64)
+    native.library().count_reached(
+        ends.data_ptr(), ends.numel(), points.data_ptr(), points.numel(), counts.data_ptr(), _threads(points)
+    )
+    return counts
+
+
+def _threads(*lists: Tensor) -> int:
+    return native.threads(sum(one.numel() for one in lists))
 
 
 def _native(*positions: Tensor) -> bool:

@@ -34,7 +34,9 @@ _VALUES = {
     name: found
     for page in (allocation, layer_allocation, patterns, schedules, growth, integers)
     for name, found in vars(page).items()
-    if isinstance(found, type) and dataclasses.is_dataclass(found) and found.__module__ == page.__name__
+    if isinstance(found, type)
+    and dataclasses.is_dataclass(found)
+    and found.__module__.startswith(page.__name__)
 }
 
 

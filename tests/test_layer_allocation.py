@@ -9,15 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import openwork as ow
-from openwork.layer_allocation import (
-    OWL,
-    AlphaPruning,
-    Fluctuation,
-    Redundancy,
-    Seen,
-    hill_exponent,
-    least_redundant,
-)
+from openwork.layer_allocation import OWL, AlphaPruning, Fluctuation, Redundancy, Seen
+from openwork.layer_allocation.redundancy import least_redundant
+from openwork.layer_allocation.spectra import hill_exponent
 from openwork.statistics import Statistics
 from tests.calibrator.stages import gpt, windows
 

@@ -1,5 +1,10 @@
 """What is predicted is what tensors really take; benchmarks/memory.py compares the peak of whole processes."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -102,7 +107,9 @@ def test_activations_are_what_forward_saves():
     model = nn.Sequential(nn.Linear(10, 30), nn.ReLU(), nn.BatchNorm1d(30), nn.Linear(30, 4), nn.Tanh())
     running = model[2].running_mean.clone()
     memory = training_memory(model, ow.StaticRandom(sparsity=0.5), torch.zeros(1, 10), batch=100)
-    saved = 10 + 30 + 30 + 4  # what the linear layers read, which is also what ReLU made, and what tanh made
+    saved = (
+        30 + 30 + 4
+    )  # what the second linear layer and the norm read, which others made, and what tanh made; data is not counted
     assert memory.forms["dense"].activations == 100 * 4 * saved
     assert torch.equal(model[2].running_mean, running)
     assert all(p.grad is None for p in model.parameters())
@@ -128,3 +135,28 @@ def test_moments_are_counted_by_taking_a_step():
     assert moments(lambda p: torch.optim.Adam(p, amsgrad=True)) == 3
     with pytest.raises(ValueError, match="no optimizer called 'best'"):
         moments("best")
+
+
+def compared(*arguments):
+    """What benchmarks/memory.py finds: prediction and measured peak of fresh processes."""
+    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments, "--json"], check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout)["results"]
+
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure a peak")
+
+
+@LINUX
+def test_a_process_takes_what_was_predicted():
+    (one,) = compared("--width", "1024", "--method", "set", "--optimizer", "sgd", "--forms", "stored")
+    assert one["measured"] == pytest.approx(one["predicted"], rel=0.1)
+
+
+@LINUX
+@pytest.mark.slow
+def test_processes_take_what_was_predicted():
+    for one in compared("--grid"):
+        assert one["measured"] == pytest.approx(one["predicted"], rel=0.1), one

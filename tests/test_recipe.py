@@ -50,7 +50,7 @@ def test_a_file_of_stages(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[stage]]\nmethod = 'wanda'\nsparsty = 0.5", "stage 1: wanda has no 'sparsty': did you mean sparsity?"),
+        ("[[stage]]\nmethod = 'wanda'\nsparsty = 0.5", "stage 1: wanda has no 'sparsty': did you mean sparsity"),
         ("[[stage]]\nmethod = 'wanda'\n[[stage]]\nmethod = 'wnda'", "stage 2: no method is called 'wnda': did you mean wanda"),
         ("[[stages]]\nmethod = 'wanda'", "a recipe has no 'stages': did you mean stage?"),
         ("stage = 3", "one or more stages"),

@@ -1,5 +1,6 @@
 """What a user may rely on where things go wrong: killed, forked, interrupted, without permission or without kernels."""
 
+import errno
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from torch import multiprocessing, nn
 
 import openwork as ow
 from openwork.kernels import native
+from openwork.sparsifier import SparsifierWarning
 
 PACKAGE = Path(ow.__file__).parent
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a Unix")
@@ -240,6 +242,130 @@ def test_without_native_kernels_the_numbers_are_the_same() -> None:
         path.unlink()
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["masked", "stored"])
+def test_a_layer_that_loses_its_last_connection_is_told(stored: bool) -> None:
+    """Before it starts where it is planned, and at the step where it happens."""
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 2))
+    planned = ow.plan(model, ow.SET(sparsity=0.999, allocation="uniform"))
+    assert planned.collapsed == ("2.weight",)
+    assert "2.weight keeps no connection, so nothing passes it" in str(planned)
+    method = ow.GMP(sparsity=0.95, allocation="global", steps=4, every=1, begin=0.0, until=0.5)
+    if stored:
+        ow.to_sparse_(model, method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    sparsifier = ow.attach(model, optimizer, method)
+    with torch.no_grad():
+        (model[2].weight_values if stored else model[2].weight).mul_(1e-6)
+    assert sparsifier.plan.collapsed == () or "2.weight" not in sparsifier.summary()
+
+    def four_steps() -> None:
+        for _ in range(4):
+            model(torch.ones(3, 40)).sum().backward()
+            optimizer.step()
+
+    with pytest.warns(SparsifierWarning, match=r"collapsed a layer: 2.weight keeps no connection"):
+        four_steps()
+    assert not sparsifier.connections["2.weight"].kept
+    assert "2.weight keeps no connection" in sparsifier.summary()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("stored", [False, True], ids=["masked", "stored"])
+def test_every_precision_keeps_counts_and_zeros_while_it_trains(stored: bool, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5)).to(dtype)
+    method = ow.RigL(sparsity=0.8, steps=8, every=2, until=1.0)
+    if stored:
+        ow.to_sparse_(model, method)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, eps=1e-4)
+    sparsifier = ow.attach(model, optimizer, method)
+    wanted = {row.name: row.kept for row in sparsifier.plan.sparse}
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(torch.randn(6, 20, generator=g).to(dtype)).float().square().mean().backward()
+        optimizer.step()
+    assert sparsifier.updates == 3
+    assert {name: int(mask.sum()) for name, mask in sparsifier.masks.items()} == wanted
+    for layer, mask in zip(model[::2], sparsifier.masks.values(), strict=True):
+        assert layer.weight.dtype == dtype
+        assert layer.weight.isfinite().all()
+        assert not layer.weight[~mask].any()
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["masked", "stored"])
+def test_training_has_the_same_bits_on_one_thread_and_on_several(stored: bool) -> None:
+    def trained(threads: int) -> dict[str, torch.Tensor]:
+        torch.set_num_threads(threads)
+        g = torch.Generator().manual_seed(0)
+        model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 10))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=g) / 10)
+        method = ow.RigL(sparsity=0.8, steps=6, every=2, until=1.0)
+        if stored:
+            ow.to_sparse_(model, method)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        ow.attach(model, optimizer, method)
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(64, 300, generator=g)).square().mean().backward()
+            optimizer.step()
+        return model.state_dict()
+
+    before = torch.get_num_threads()
+    try:
+        one, three = trained(1), trained(3)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(tensor, three[name]) for name, tensor in one.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_one_core_is_enough() -> None:
+    """Two threads that share it take turns; nothing waits for a core that there is not."""
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "import torch, openwork as ow; torch.set_num_threads(2)\n"
+        "layer = ow.SparseLinear(400, 300, sparsity=0.8, generator=torch.Generator().manual_seed(0))\n"
+        "layer(torch.ones(64, 400)).sum().backward(); print(layer.weight_values.grad.shape[0])"
+    )
+    done = run(code, OMP_NUM_THREADS="2")
+    assert (done.stdout, done.returncode) == ("24000\n", 0), done.stderr
+
+
+# No room.
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize("write", ["save", "save_checkpoint", "record"])
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    """Flushing fails as it does where the last block is gone."""
+    model = nn.Linear(30, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    from openwork.compare.record import Record
+
+    writes = {
+        "save": lambda: ow.save(model, tmp_path / "file"),
+        "save_checkpoint": lambda: ow.save_checkpoint(tmp_path / "file", model=model, optimizer=optimizer),
+        "record": lambda: Record(tmp_path).conclude({"n": 1}),
+    }
+    writes[write]()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        model.weight.add_(1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ow.FileError, match=r"No space left on device.*has the disk room.*untouched"):
+        writes[write]()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # What the package is made of.

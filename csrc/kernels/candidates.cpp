@@ -1,10 +1,13 @@
 // Which scores of one tile are above a threshold, in order: the inner loop of a search for the largest of very many.
 #include "simd.h"
+#include "tiles.h"
 
 namespace openwork::OPENWORK_LEVEL {
 namespace {
 
 constexpr std::int64_t at_once = 4096;  // copied into the first-level cache, where what is taken can be struck out
+constexpr std::int64_t overhang = 16;   // entries behind the last candidate that may be written
+constexpr int most_shares = 64;
 constexpr float infinity = __builtin_inff();
 
 struct Found {
@@ -42,40 +45,71 @@ OPENWORK_INLINE void collect(const float* scores, std::int64_t n, std::int64_t p
 #endif
 }
 
-}  // namespace
-}  // namespace openwork::OPENWORK_LEVEL
-
-// Scores [n] of the places `first` ... are looked through, but for those taken [taken_count], int64 ascending within them.
-// `places` and `scores_found` have room for n + 16 more entries behind the first state[0], which is the count and moves on;
-// state[1] becomes 1 if a score, taken or not, is NaN or infinite.
-KERNEL(candidates, openwork::Address scores_, std::int64_t n, std::int64_t first, openwork::Address taken_,
-       std::int64_t taken_count, float threshold, openwork::Address places, openwork::Address scores_found,
-       openwork::Address state_) {
-  using namespace openwork;
-  using namespace openwork::OPENWORK_LEVEL;
-  const auto* scores = at<const float>(scores_);
-  const auto* taken = at<const std::int64_t>(taken_);
-  auto* state = at<std::int64_t>(state_);
-  Found found{at<std::int64_t>(places), at<float>(scores_found), state[0]};
+// Looks through scores [begin, end); true if one of them is NaN or infinite.
+bool look_through(const float* scores, std::int64_t begin, std::int64_t end, std::int64_t first, const std::int64_t* taken,
+                  const std::int64_t* taken_end, float threshold, Found& found) {
   alignas(64) float block[at_once];
-  Vec odd{};  // becomes NaN in a lane that has met NaN or infinity
-  std::int64_t t = 0;
-  for (std::int64_t begin = 0; begin < n; begin += at_once) {
-    const std::int64_t size = n - begin < at_once ? n - begin : at_once, whole = size / lanes * lanes;
+  Vec sum{};  // becomes NaN in a lane that has met NaN or infinity
+  bool odd = false;
+  for (const std::int64_t* high = taken_end; taken < high;) {  // skip those before
+    const std::int64_t* middle = taken + (high - taken) / 2;
+    if (*middle < first + begin) taken = middle + 1;
+    else high = middle;
+  }
+  for (; begin < end; begin += at_once) {
+    const std::int64_t size = smaller(at_once, end - begin), whole = size / lanes * lanes;
     for (std::int64_t i = 0; i < whole; i += lanes) {
       const Vec v = load_unaligned(scores + begin + i);
-      odd += v - v;
+      sum += v - v;
       store(block + i, v);
     }
     const std::int64_t padded = (size + lanes - 1) / lanes * lanes;
     for (std::int64_t i = whole; i < padded; ++i) {
       block[i] = i < size ? scores[begin + i] : -infinity;
-      if (i < size && !finite(block[i])) state[1] = 1;
+      odd |= i < size && !finite(block[i]);
     }
-    for (; t < taken_count && taken[t] - first < begin + size; ++t) block[taken[t] - first - begin] = -infinity;
+    for (; taken < taken_end && *taken - first < begin + size; ++taken) block[*taken - first - begin] = -infinity;
     collect(block, padded, first + begin, threshold, found);
   }
-  for (int i = 0; i < lanes; ++i)
-    if (odd[i] != 0.0f) state[1] = 1;
-  state[0] = found.count;
+  for (int i = 0; i < lanes; ++i) odd |= sum[i] != 0.0f;
+  return odd;
+}
+
+}  // namespace
+}  // namespace openwork::OPENWORK_LEVEL
+
+// Scores [n] of the places `first` ... are looked through, but for those taken [taken_count], int64 ascending within them.
+// `places` and `scores_found` have room for n + 16 more entries for each thread behind the first state[0], which is the count and
+// moves on; state[1] becomes 1 if a score, taken or not, is NaN or infinite.
+KERNEL(candidates, openwork::Address scores_, std::int64_t n, std::int64_t first, openwork::Address taken_,
+       std::int64_t taken_count, float threshold, openwork::Address places_, openwork::Address scores_found,
+       openwork::Address state_, int threads) {
+  using namespace openwork;
+  using namespace openwork::OPENWORK_LEVEL;
+  const auto* scores = at<const float>(scores_);
+  const auto* taken = at<const std::int64_t>(taken_);
+  auto* state = at<std::int64_t>(state_);
+  auto* places = at<std::int64_t>(places_) + state[0];
+  auto* kept = at<float>(scores_found) + state[0];
+  // Every share of the blocks appends to a stretch of its own; then the stretches close up.
+  const std::int64_t blocks = (n + at_once - 1) / at_once;
+  const int shares = threads < most_shares ? threads : most_shares;
+  Found found[most_shares];
+  bool odd[most_shares];
+#pragma omp parallel for num_threads(shares) schedule(static, 1)
+  for (int share = 0; share < shares; ++share) {
+    const std::int64_t begin = blocks * share / shares * at_once, end = smaller(n, blocks * (share + 1) / shares * at_once);
+    const std::int64_t room = begin + share * overhang;
+    found[share] = {places + room, kept + room, 0};
+    odd[share] = look_through(scores, begin, end, first, taken, taken + taken_count, threshold, found[share]);
+  }
+  std::int64_t count = 0;
+  for (int share = 0; share < shares; ++share) {
+    for (std::int64_t i = 0; i < found[share].count; ++i, ++count) {
+      places[count] = found[share].places[i];
+      kept[count] = found[share].scores[i];
+    }
+    if (odd[share]) state[1] = 1;
+  }
+  state[0] += count;
 }

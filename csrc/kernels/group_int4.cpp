@@ -8,12 +8,12 @@
 // code * scale - zero * scale is one fused multiply-add of exact numbers (4 + 11 and 11 + 11 bits), so a weight has the bits of
 // (code - zero) * scale rounded once, and is zero where the code is the zero.
 //
-// An output is computed by one thread, in an order that depends on the level alone: not on the number of threads or samples.
-#include "activation.h"
+// An output is computed by one thread, in an order that depends on the level and, for many samples, on the width of the tile; not on
+// the number of threads.
+#include "layer.h"
 #include "padded.h"
 #include "scratch.h"
 #include "shares.h"
-#include "tiles.h"
 #include "weight.h"
 
 namespace openwork::OPENWORK_LEVEL {
@@ -70,6 +70,14 @@ struct Groups {
       prefetch(zero + g + groups_ahead);
       prefetch(column + g + groups_ahead);
     }
+  }
+
+  // The weights of group g.
+  OPENWORK_INLINE void decoded(std::int64_t g, float scale, float offset, float* to) const {
+    Vec number[vectors];
+    decode(codes + g, number);
+    OPENWORK_UNROLL
+    for (int v = 0; v < vectors; ++v) store(to + v * lanes, number[v] * broadcast(scale) + broadcast(offset));
   }
 
   // Products of row r, still to be added up across the lanes. scales, offsets: of its first group and on. x: the samples,
@@ -167,6 +175,87 @@ struct Job {
   }
 };
 
+// For larger batches: samples side by side in a tile, weights decoded once for all of them. Columns are taken a block at a time,
+// whose inputs stay in the first-level cache; each row remembers how far it is.
+constexpr std::int64_t few_samples = 12;
+
+template <int width>
+struct Tile {
+  static constexpr int strip = width / lanes < 4 ? width / lanes : 4;          // vectors of a row computed at once
+  static constexpr int chains = 8 / strip;                                     // sums of each that take turns
+  static constexpr std::int64_t block = 6 * tile_width / width;                // groups of inputs
+  static constexpr std::int64_t decoded = (block + lanes) / lanes * lanes;     // room for as many, and what is read beyond
+
+  // Rows [begin, end) of y = W x, overwritten.
+  template <class Weight>
+  static void multiply(const Weight& weight, std::int64_t begin, std::int64_t end, std::int64_t inputs, const float* x, float* y) {
+    std::int64_t* next = scratch<std::int64_t>(Scratch::weights, end - begin);
+    for (std::int64_t r = begin; r < end; ++r) next[r - begin] = weight.end[r];
+    alignas(64) float numbers[block * group_inputs], scales[decoded], offsets[decoded];
+    std::int64_t behind = block;  // the first group of inputs that is not in this block
+    do {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const std::int64_t first = next[r - begin], stop = weight.end[r + 1];
+        std::int64_t g = first;
+        while (g < stop && static_cast<std::int64_t>(weight.column[g]) < behind) ++g;
+        if (g == first && behind > block) continue;
+        next[r - begin] = g;
+        weight.prepare(first, g, scales, offsets);
+        for (std::int64_t i = first; i < g; ++i) weight.decoded(i, scales[i - first], offsets[i - first], numbers + (i - first) * group_inputs);
+        for (int s = 0; s < width; s += strip * lanes)
+          add(weight.column + first, g - first, numbers, inputs, x + s, y + r * width + s, behind == block);
+      }
+      behind += block;
+    } while ((behind - block) * group_inputs < inputs);
+  }
+
+  // Adds the products of `count` groups to a strip of a row, or begins with them.
+  template <class Column>
+  static void add(const Column* column, std::int64_t count, const float* number, std::int64_t inputs, const float* x, float* y,
+                  bool begins) {
+    Vec sum[chains][strip] = {};
+    if (!begins)
+      for (int j = 0; j < strip; ++j) sum[0][j] = load(y + j * lanes);
+    const auto product = [&](int i, const float* in) __attribute__((always_inline)) {
+      const Vec w = broadcast(number[i]);
+      OPENWORK_UNROLL
+      for (int j = 0; j < strip; ++j) sum[i % chains][j] = w * load(in + i * width + j * lanes) + sum[i % chains][j];
+    };
+    for (std::int64_t k = 0; k < count; ++k, number += group_inputs) {
+      const std::int64_t from = static_cast<std::int64_t>(column[k]) * group_inputs;
+      const float* in = x + from * width;
+      if (from + group_inputs <= inputs) {
+        OPENWORK_UNROLL
+        for (int i = 0; i < group_inputs; ++i) product(i, in);
+      } else {
+        for (int i = 0; i < group_inputs && from + i < inputs; ++i) {
+          const Vec w = broadcast(number[i]);
+          for (int j = 0; j < strip; ++j) sum[0][j] = w * load(in + i * width + j * lanes) + sum[0][j];
+        }
+      }
+    }
+    for (int j = 0; j < strip; ++j) {
+      for (int c = 1; c < chains; ++c) sum[0][j] += sum[c][j];
+      store(y + j * lanes, sum[0][j]);
+    }
+  }
+};
+
+template <class Weight>
+void run_tiles(const Weight& weight, const Job& job) {
+  constexpr int most_parts = 256;
+  std::int32_t rows[most_parts + 1];
+  const int parts = job.threads < most_parts ? job.threads : most_parts;
+  for (int p = 0; p <= parts; ++p) {
+    const std::int64_t first = share_begin(weight.end, job.outputs, 2, p, parts);
+    rows[p] = static_cast<std::int32_t>(p == parts ? job.outputs : first / row_alignment * row_alignment);
+  }
+  const Layer layer{job.x, job.y, job.batch, job.inputs, job.outputs, job.bias, job.activation, rows, parts};
+  run_layer(layer, job.threads, [&](auto width, std::int64_t part, const float* x, float* y) {
+    Tile<width>::multiply(weight, rows[part], rows[part + 1], job.inputs, x, y);
+  });
+}
+
 }  // namespace
 
 // x [batch][inputs], y [batch][outputs]; columns are 16 bits wide or, if `wide`, 32; scales and zeros float16 or bfloat16; bias
@@ -179,8 +268,10 @@ KERNEL(group_int4_linear, Address x, Address y, std::int64_t batch, std::int64_t
   const auto run = [&](auto column, auto statistic) {
     using Column = decltype(column);
     using Statistic = decltype(statistic);
-    job.run(Groups<Column, Statistic>{at<const Column>(columns), at<const std::uint64_t>(codes), at<const Statistic>(scales),
-                                      at<const Statistic>(zeros), at<const std::int64_t>(ends)});
+    const Groups<Column, Statistic> weight{at<const Column>(columns), at<const std::uint64_t>(codes), at<const Statistic>(scales),
+                                           at<const Statistic>(zeros), at<const std::int64_t>(ends)};
+    if (batch < few_samples) job.run(weight);
+    else run_tiles(weight, job);
   };
   const auto with_column = [&](auto column) {
     if (bfloat16) run(column, BFloat16{});

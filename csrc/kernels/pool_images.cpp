@@ -10,7 +10,7 @@ struct Window {
 
 // NaN wins, as in PyTorch.
 struct Largest {
-  OPENWORK_INLINE static Vec join(Vec best, Vec v) { return (v <= best) | (best != best) ? best : v; }
+  OPENWORK_INLINE static Vec join(Vec best, Vec v) { return ((v <= best) | (best != best)) ? best : v; }
 };
 struct Sum {
   OPENWORK_INLINE static Vec join(Vec sum, Vec v) { return sum + v; }

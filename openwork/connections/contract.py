@@ -160,7 +160,7 @@ class Connections(ABC):
     def counted(self, marked: Tensor) -> Tensor:
         """How many places of each row are marked: int64 ``[rows]`` of a boolean over :meth:`atoms`."""
         if self.grid.rows == 1:
-            return marked.sum().view(1)
+            return torch.tensor([int(marked.count_nonzero())], device=marked.device)
         return torch.bincount(self.atoms()[marked] // self.grid.competitors, minlength=self.grid.rows)
 
     def retain(self, survivors: Tensor) -> None:

@@ -16,7 +16,7 @@ from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import Groups, Pattern
 from openwork.plan import Weight
-from openwork.positions import located, where
+from openwork.positions import carried, located
 from openwork.processes import averaged
 
 TILE = 1 << 18
@@ -67,22 +67,15 @@ class StoredConnections(Connections):
         return torch.zeros_like(self.values) if gradient is None else gradient
 
     def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
-        grown = where(~stayed)
-
-        def moved(tensor: Tensor) -> Tensor:
-            if not tensor.numel():
-                return tensor.new_zeros(positions.numel())
-            return tensor.index_select(0, index).index_fill_(0, grown, 0)
-
-        parameter = self.layer.weight_values
-        states = [(holder, key, moved(holder[key])) for holder, key in self._states()]
-        gradient = None if parameter.grad is None else moved(parameter.grad)
-        parameter.grad = None
+        parameter, states = self.layer.weight_values, self._states()
         topology = CSR.from_positions(positions, self.layer.matrix_shape)
-        self.layer.retopologize_(topology, moved(parameter.detach()))
+        self._positions = None  # they are remembered for the length of an update, and take room
+        for holder, key in states:  # one after the other: never more than one of them is there twice
+            holder[key] = carried(holder[key], index, stayed)
+        gradient = None if parameter.grad is None else carried(parameter.grad, index, stayed)
+        parameter.grad = None
+        self.layer.adopt_(topology, carried(parameter.detach(), index, stayed))
         parameter.grad = gradient
-        for holder, key, state in states:
-            holder[key] = state
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         at, _ = located(self.positions, positions)
@@ -92,7 +85,6 @@ class StoredConnections(Connections):
         self.layer.observe = on
         self.layer.observations.clear()
         self._accumulator, self._noted = None, 0
-        self._positions = None  # they are remembered for the length of an update, and take room
 
     def activations(self) -> list[tuple[Tensor, Tensor]]:
         self._must_be_observed()

@@ -5,6 +5,7 @@
   it is believed.
 - :mod:`openwork.files.names`: a model seen under its plain names, whatever stores its weights.
 - :mod:`openwork.files.writing`, :mod:`openwork.files.reading`: :func:`save` and :func:`load`.
+- :mod:`openwork.files.coded`: layers of codes where the model has ordinary ones.
 - :mod:`openwork.files.checkpoint`: a training run, to be continued.
 - :mod:`openwork.files.delta`: a fine-tuned model as a thin file, for whoever has its base.
 - :mod:`openwork.files.report`: :func:`inspect`.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.durable import FileError
+from openwork.files.coded import check_codes
 from openwork.files.header import DTYPES, Entry, Header, nearest, weight_of
 from openwork.files.names import Plain, plain_state, shared_names
 from openwork.layouts.forms import storable
@@ -31,6 +32,7 @@ def fill(model: nn.Module, stored: Mapping[str, Stored], header: Header, dense: 
     state = plain_state(model)
     for alias, name in shared_names(state).items():
         _check_shared(alias, name, stored, where)
+    check_codes(model, stored, where)
     replaced = [] if dense else _replaceable(model, header, where)
 
     made: dict[nn.Module, SparseLayer[Any]] = {}  # a module that has two names stays one module

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TypeVar, overload
 
 from torch import Tensor, nn
 
 from openwork.durable import FileError
+from openwork.files.coded import room_for_codes
 from openwork.files.container import Container, opened
 from openwork.files.filling import check_fit, fill
 from openwork.files.header import DTYPES, Entry, Header, array_digest, nearest, read_header
@@ -42,7 +44,7 @@ def load(
         into: the model to fill. An ``nn.Linear`` whose weight was a
             :class:`~openwork.layouts.layer.SparseLayer` when it was saved is replaced by one; make the
             optimizer afterwards. A layer that is one already takes the connections of the file and keeps its
-            Parameters.
+            Parameters. One that was a :class:`~openwork.layouts.group_int4.GroupInt4Linear` becomes that.
         dense: leave every ``nn.Linear`` of ``into`` an ``nn.Linear``.
         limit_bytes: without ``into``, refuse files whose dense tensors take more memory than this together;
             by default 1 GiB or 1024 times the size of the file, whichever is more.
@@ -56,8 +58,9 @@ def load(
     with opened(path) as container:
         header = read_layout(container)
         if into is not None:
-            check_fit(into, header, container.where)
-            fill(into, _read(container, header), header, dense, container.where)
+            with nullcontext() if dense else room_for_codes(into, header, container.where):
+                check_fit(into, header, container.where)
+                fill(into, _read(container, header), header, dense, container.where)
             return into
         sizes = {n: _unfolded_bytes(e, DTYPES[e.dtype].itemsize) for n, e in header.tensors.items()}
         _check_size(container, sizes, limit_bytes)

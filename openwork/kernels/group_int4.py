@@ -31,6 +31,9 @@ LARGEST_CODE = 15
 STATISTIC_DTYPES = (torch.float16, torch.bfloat16)
 """What scales and zeros may be."""
 
+FEW_SAMPLES = 12
+"""From so many on samples lie side by side in tiles, and weights are decoded once for all of a tile."""
+
 PADDING = 64
 """Groups behind the last that may be read."""
 
@@ -43,8 +46,9 @@ CODE_WORK = 4
 class Int4Groups(inference.Arrangement):
     """A frozen weight [outputs, inputs] in groups of 4-bit codes; made by `int4_groups`.
 
-    Results have the same bits for every number of samples. NaN or infinity in an input reaches the outputs that keep its group,
-    also where the weight is zero.
+    Results have the same bits for every number of samples below :data:`FEW_SAMPLES`; above, the order of additions
+    depends on how wide a tile they fill. NaN or infinity in an input reaches the outputs that keep its group, also where
+    the weight is zero.
 
     Attributes:
         shape: (outputs, inputs).

@@ -188,7 +188,10 @@ def _runs_fake(crow: Tensor, col: Tensor, rows: int, columns: int, block: int, p
 def _plan_runs(crow: Tensor, col: Tensor, rows: int, columns: int, block: int, parts: int) -> Three:
     planned = _runs_fake(crow, col, rows, columns, block, parts)
     addresses = [tensor.data_ptr() for tensor in planned]
-    native.library().plan_runs(crow.data_ptr(), col.data_ptr(), rows, columns, block, parts, *addresses)
+    threads = native.threads(col.numel())
+    native.library().plan_runs(
+        crow.data_ptr(), col.data_ptr(), rows, columns, block, parts, *addresses, threads
+    )
     return planned
 
 
@@ -201,7 +204,10 @@ def _transpose(crow: Tensor, col: Tensor, columns: int) -> Three:
         return _transpose_reference(crow, col, columns)
     transposed = _transpose_fake(crow, col, columns)
     addresses = [tensor.data_ptr() for tensor in transposed]
-    native.library().transpose(crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, *addresses)
+    threads = native.threads(col.numel())
+    native.library().transpose(
+        crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, *addresses, threads
+    )
     return transposed
 
 
@@ -214,13 +220,12 @@ def _transpose_reference(crow: Tensor, col: Tensor, columns: int) -> Three:
 
 def _in_order(runs: Tensor, parts: Tensor, col: Tensor, permutation: Tensor) -> Three:
     """The same walk with the nonzeros standing in the order in which the runs meet them."""
-    met = slice(0, int(parts[-1, 1]))
-    first, length = runs[met, 1].long(), runs[met, 2].long()
-    begin = length.cumsum(0) - length
-    order = torch.arange(col.numel()) + torch.repeat_interleave(first - begin, length)
-    runs = runs.clone()
-    runs[met, 1] = begin.to(runs.dtype)
-    return runs, col[order], permutation[order]
+    runs, ordered = runs.clone(), (torch.empty_like(col), torch.empty_like(permutation))
+    addresses = [t.data_ptr() for t in (col, permutation, *ordered)]
+    native.library().put_in_order(
+        runs.data_ptr(), parts.data_ptr(), parts.shape[0] - 1, *addresses, native.threads(col.numel())
+    )
+    return runs, *ordered
 
 
 def _in_order_fake(runs: Tensor, parts: Tensor, col: Tensor, permutation: Tensor) -> Three:

@@ -27,7 +27,10 @@ _ROOM = 4096
 """Candidates that are waited for at least before the weaker ones go."""
 
 _OVERHANG = 16
-"""Entries behind the last candidate that the kernel may write (csrc/kernels/candidates.cpp)."""
+"""Entries behind the last candidate of a thread that the kernel may write (csrc/kernels/candidates.cpp)."""
+
+_READ = 8
+"""Looking at a score costs about as much as so many multiply-adds."""
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
@@ -40,7 +43,9 @@ def largest(scores: Tensor, k: int) -> Tensor:
     scores = scores.detach().contiguous()
     chosen = torch.empty_like(scores, dtype=torch.bool)
     wide = scores.dtype is torch.float64
-    native.library().mark_largest(scores.data_ptr(), wide, scores.numel(), k, chosen.data_ptr())
+    native.library().mark_largest(
+        scores.data_ptr(), wide, scores.numel(), k, chosen.data_ptr(), native.threads(scores.numel())
+    )
     return chosen
 
 
@@ -106,11 +111,12 @@ class _NativeSearch(_Search):
 
     def see(self, first: int, scores: Tensor, taken: Tensor) -> None:
         scores, taken, count = scores.contiguous(), taken.contiguous(), int(self._state[0])
-        if count + scores.numel() + _OVERHANG > len(self._places):
-            self._grow(count, scores.numel())
+        threads = native.threads(_READ * scores.numel())
+        if count + scores.numel() + threads * _OVERHANG > len(self._places):
+            self._grow(count, scores.numel() + threads * _OVERHANG)
         native.kernels().candidates(
             scores.data_ptr(), scores.numel(), first, taken.data_ptr(), taken.numel(), self._threshold,
-            self._places.data_ptr(), self._scores.data_ptr(), self._state.data_ptr(),
+            self._places.data_ptr(), self._scores.data_ptr(), self._state.data_ptr(), threads,
         )  # fmt: skip
         count, odd = self._state.tolist()
         if odd:
@@ -125,12 +131,12 @@ class _NativeSearch(_Search):
 
     def _settle(self, count: int) -> None:
         self._threshold = native.library().keep_largest(
-            self._places.data_ptr(), self._scores.data_ptr(), count, self.k
+            self._places.data_ptr(), self._scores.data_ptr(), count, self.k, native.threads(count)
         )
         self._state[0] = self.k
 
     def _grow(self, count: int, tile: int) -> None:
-        room = max(2 * self.k, _ROOM, count) + tile + _OVERHANG
+        room = max(2 * self.k, _ROOM, count) + tile
         places, scores = self._places[:count], self._scores[:count]
         self._places, self._scores = places.new_empty(room), scores.new_empty(room)
         self._places[:count], self._scores[:count] = places, scores

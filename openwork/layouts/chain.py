@@ -10,8 +10,9 @@ The numbers are the same, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,22 @@ class Chain(nn.Sequential):
         return x
 
 
+def chained(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
+    """Those of some linear layers that :func:`chain_` would let hand on tiles if they were sparse."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if type(module) not in (nn.Sequential, Chain):
+            continue
+        row: list[nn.Module] = []
+        for one in (*module.children(), None):
+            if one in layers and isinstance(one, nn.Linear):
+                row.append(one)
+            elif type(one) not in POINTWISE:
+                found |= set(row) if len(row) > 1 else set()
+                row = []
+    return found
+
+
 def links(modules: Sequence[nn.Module], at: int = 0) -> tuple[list[Link], int]:
     """The links that begin with module ``at``, and where the first module stands that is not part of them."""
     found: list[Link] = []
@@ -106,13 +123,23 @@ def links(modules: Sequence[nn.Module], at: int = 0) -> tuple[list[Link], int]:
     return found, at
 
 
-def chain_(model: nn.Module) -> None:
-    """Turn every ``nn.Sequential`` in ``model`` that has sparse layers to chain into a :class:`Chain`, in place."""
+M = TypeVar("M", bound=nn.Module)
+
+
+def chain_(model: M) -> M:
+    """Turn every ``nn.Sequential`` in ``model`` that has sparse layers to chain into a :class:`Chain`, in place.
+
+    What :func:`openwork.to_sparse_` does at its end; for models that were built of sparse layers in the first place.
+
+    Returns:
+        The model.
+    """
     for module in model.modules():
         if type(module) is nn.Sequential:
             modules = list(module)
             if any(len(links(modules, at)[0]) > 1 for at in range(len(modules))):
                 Chain.adopt(module)
+    return model
 
 
 def unchain_(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from openwork.kernels.conv import Convolution, prepare_conv
 from openwork.kernels.frozen_conv import FrozenConv, freeze_conv, frozen_conv
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import activated
+from openwork.layouts.reordered import Reordered
 
 Size = tuple[int, int, int]
 """Images in a call, and their rows and columns."""
@@ -89,14 +90,15 @@ class ChannelsLastConv(TorchConv):
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
 
 
-class OneDNNConv(ConvLayout):
+class OneDNNConv(Reordered, ConvLayout):
     """oneDNN with the weight reordered once for a size of images, reached through the ``mkldnn`` operators of torch."""
 
     name: ClassVar[str] = "dense onednn"
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
 
-    def __init__(self, convolution: Convolution, weight: Tensor, size: int) -> None:
-        self.convolution, self.weight, self.size = convolution, weight, size
+    def __init__(self, convolution: Convolution, weight: Tensor, size: Size) -> None:
+        self.convolution, self.size = convolution, size
+        self.weight = self.reordered(weight)
 
     @classmethod
     def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
@@ -110,12 +112,15 @@ class OneDNNConv(ConvLayout):
 
     @classmethod
     def build(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> Self:
-        c = convolution
-        weight = topology.dense(values).unflatten(1, (c.inputs, *c.kernel)).contiguous()
-        reordered = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, list(c.padding), list(c.stride), [1, 1], 1, [size[0], c.inputs, *size[1:]]
+        weight = topology.dense(values).unflatten(1, (convolution.inputs, *convolution.kernel))
+        return cls(convolution, weight.contiguous(), size)
+
+    def reordered(self, weight: Tensor) -> Tensor:
+        c, (images, *pixels) = self.convolution, self.size
+        found: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, list(c.padding), list(c.stride), [1, 1], 1, [images, c.inputs, *pixels]
         )
-        return cls(c, reordered, weight.numel() * weight.element_size())
+        return found
 
     def conv(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         c, fused = self.convolution, activation == "relu"
@@ -136,7 +141,7 @@ class OneDNNConv(ConvLayout):
 
     @property
     def nbytes(self) -> int:
-        return self.size
+        return self.weight.numel() * self.weight.element_size()
 
 
 class ChannelsLastOneDNNConv(OneDNNConv):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from openwork.layouts.csr import CSR
 from openwork.layouts.layout import Layout, layout
+from openwork.layouts.reordered import Reordered
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": nn.functional.relu,
@@ -70,15 +71,16 @@ class TorchDense(Dense):
 
 
 @layout
-class OneDNNDense(Dense):
+class OneDNNDense(Reordered, Dense):
     """oneDNN with the weight reordered once for the batch size, reached through the ``mkldnn`` operators of torch."""
 
     name: ClassVar[str] = "dense onednn"
 
-    def __init__(self, weight: Tensor, size: int) -> None:
-        self.weight = weight
-        self.size = size
+    def __init__(self, weight: Tensor, batch: int) -> None:
+        self.batch = batch
+        self.size = weight.numel() * weight.element_size()
         self.input_dtypes = (weight.dtype,)
+        self.weight = self.reordered(weight)
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -90,8 +92,11 @@ class OneDNNDense(Dense):
 
     @classmethod
     def hold(cls, weight: Tensor, batch: int) -> Self:
-        size = weight.numel() * weight.element_size()
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), batch), size)
+        return cls(weight, batch)
+
+    def reordered(self, weight: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.batch)
+        return found
 
     def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         fused = activation == "relu"

@@ -106,6 +106,7 @@ class SparseLayer(nn.Module, Generic[P]):
         self.observe = False
         self.observations: list[tuple[Tensor, Tensor]] = []
         self._prepared: P | None = None
+        self._known: tuple[Tensor, Tensor] | None = None
         values = torch.empty(topology.kept, device=topology.col.device, dtype=dtype)
         self.weight_values = nn.Parameter(values)
         self.register_buffer("weight_crow", topology.crow.clone())
@@ -143,11 +144,14 @@ class SparseLayer(nn.Module, Generic[P]):
         """
         fan_in = self.topology.fan_in
         bound = fan_in.clamp(min=1).rsqrt() * (fan_in > 0)
-        for parameter, limit in ((self.weight_values, bound[self.topology.rows()]), (self.bias, bound)):
+        limits = bound.repeat_interleave(fan_in, output_size=self.weight_values.numel())
+        for parameter, limit in ((self.weight_values, limits), (self.bias, bound)):
             if parameter is not None:
-                uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1
+                uniform = (
+                    torch.rand(parameter.shape, generator=generator, dtype=torch.float64).mul_(2).sub_(1)
+                )
                 with torch.no_grad():
-                    parameter.copy_(uniform.to(limit.device) * limit)
+                    parameter.copy_(uniform.to(limit.device).mul_(limit))
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -195,6 +199,7 @@ class SparseLayer(nn.Module, Generic[P]):
 
     def _prepare(self) -> None:
         if not self.weight_col.is_meta:
+            self._known = self._prepared = None  # their memory serves what takes their place
             self._known = self.weight_crow.clone(), self.weight_col.clone()
             self._prepared = self._prepare_kernels(*self._known)
             self._versions = _versions(self.weight_crow, self.weight_col)
@@ -209,6 +214,7 @@ class SparseLayer(nn.Module, Generic[P]):
         if versions == self._versions:
             return True
         self._versions = versions
+        assert self._known is not None
         if torch.equal(self.weight_crow, self._known[0]) and torch.equal(self.weight_col, self._known[1]):
             return True
         self.topology_version += 1
@@ -264,7 +270,17 @@ class SparseLayer(nn.Module, Generic[P]):
                 f"{described(self.weight_values[:0].new_empty(topology.kept))}, not {described(values)}"
             )
         device = self.weight_values.device
-        self._replace(topology.validate("topology").to(device), values.to(device))
+        topology = topology.validate("topology").to(device)
+        # New buffers, not new contents: a CSR taken from this layer before must not change under its owner.
+        self._replace(CSR(topology.shape, topology.crow.clone(), topology.col.clone()), values.to(device))
+        return self
+
+    @torch.no_grad()
+    def adopt_(self, topology: CSR, values: Tensor) -> Self:
+        """As :meth:`retopologize_`, with a topology that is right by construction and on the layer's device. Its arrays become
+        the layer's own: nobody else may have them.
+        """
+        self._replace(topology, values)
         return self
 
     def _replace(self, topology: CSR, values: Tensor) -> None:
@@ -277,8 +293,7 @@ class SparseLayer(nn.Module, Generic[P]):
             self.weight_values.data = values.new_empty(0, dtype=other)
             self.weight_values.data = values.clone()
         self.weight_values.grad = None
-        # New buffers, not new contents: a CSR taken from this layer before must not change under its owner.
-        self.weight_crow, self.weight_col = topology.crow.clone(), topology.col.clone()
+        self.weight_crow, self.weight_col = topology.crow, topology.col
         self.topology_version += 1
         self._prepare()
 
@@ -353,7 +368,8 @@ class SparseLayer(nn.Module, Generic[P]):
             )
         device = self.weight_values.device
         # The values too: the state that is loaded may be this layer's own, and lie where room is made.
-        self._replace(topology.to(device), values.to(device, self.weight_values.dtype))
+        topology = CSR(self.matrix_shape, crow.to(device, copy=True), col.to(device, copy=True))
+        self._replace(topology, values.to(device, self.weight_values.dtype))
 
 
 def _found(thing: object) -> str:

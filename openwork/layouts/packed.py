@@ -58,6 +58,21 @@ class Dispatch:
         self._nearest[batch] = self.by_batch[best]
         return self.by_batch[best]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{batch}: {held.name}" for batch, held in self.by_batch.items())
+
+
+def renewed(dispatch: Dispatch, topology: CSR, values: Tensor, bias: Tensor | None) -> Dispatch:
+    """The same layouts for another state of the weight."""
+    by_batch: dict[int, Layout] = {}
+    for batch, held in dispatch.by_batch.items():
+        if isinstance(held, Share):
+            by_batch[batch] = held.renewed(topology, values, bias)
+        else:
+            cls = Stream if held.unsuited(topology, values, batch) else type(held)
+            by_batch[batch] = cls.build(topology, values, batch)
+    return Dispatch(by_batch, dispatch.inputs)
+
 
 class PackedLinear(SparseLinear):
     """A :class:`~openwork.layouts.linear.SparseLinear` that computes inference in chosen layouts.
@@ -104,21 +119,12 @@ class PackedLinear(SparseLinear):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        topology, values = self.topology, self.weight_values.detach()
-        bias = fixed_bias(self)
-        by_batch: dict[int, Layout] = {}
-        for batch, held in self.dispatch.by_batch.items():
-            if isinstance(held, Share):
-                by_batch[batch] = held.renewed(topology, values, bias)
-            else:
-                cls = Stream if held.unsuited(topology, values, batch) else type(held)
-                by_batch[batch] = cls.build(topology, values, batch)
-        self.dispatch = Dispatch(by_batch, self.in_features)
+        state = self.topology, self.weight_values.detach(), fixed_bias(self)
+        self.dispatch = renewed(self.dispatch, *state)
 
     def extra_repr(self) -> str:
         """Sizes, density and layouts."""
-        chosen = ", ".join(f"{batch}: {held.name}" for batch, held in self.dispatch.by_batch.items())
-        return f"{super().extra_repr()}, layouts={{{chosen}}}"
+        return f"{super().extra_repr()}, layouts={{{self.dispatch}}}"
 
 
 class DenseLinear(nn.Linear):

@@ -19,7 +19,7 @@ from openwork.quantization.codes import pack, unpack
 from openwork.quantization.grids import SCALES
 from openwork.quantization.two_level import TwoLevel
 
-MOST_SAMPLES = 256
+MOST_SAMPLES = 512
 """Up to so many samples, decoding in the kernel for each of them is faster than decoding once for a dense product."""
 
 OUTLIERS = ("outlier_values", "outlier_crow", "outlier_col")

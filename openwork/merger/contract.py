@@ -50,8 +50,8 @@ class Merging(Method):
         """The legal mask of the highest scores among the allowed places."""
         return pattern(self.pattern).choose(scores.masked_fill(~allowed, -math.inf), kept) & allowed
 
-    def thin(self, change: Tensor, mask: Tensor, of: int) -> Tensor:
-        """What is left of a delta where ``mask`` is True; ``of`` places could have stayed."""
+    def thin(self, name: str, change: Tensor, mask: Tensor, of: int) -> Tensor:
+        """What is left of the delta of a parameter where ``mask`` is True; ``of`` places could have stayed."""
         return thinned(change, mask)
 
     def combine(self, changes: Sequence[Tensor]) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openwork.deltas import added
 from openwork.merger.contract import Merging
@@ -72,6 +72,7 @@ def merge_(
     *,
     weights: Sequence[float] | None = None,
     keep_zeros: bool = True,
+    inputs: Mapping[str, Tensor] | None = None,
 ) -> Merged:
     """Add what fine-tuned models have learned to the ``model`` that they began from, in place.
 
@@ -83,6 +84,8 @@ def merge_(
         method: how deltas are thinned and put together, such as ``ow.DARE(sparsity=0.9)``.
         weights: a factor for each model's delta; 1 each by default.
         keep_zeros: leave the zeros of the base's weight matrices zero, so that a sparse base stays as sparse.
+        inputs: parameter name -> mean square of every input, see :func:`openwork.merging.inputs.layer_inputs`: where the largest
+            changes are kept, they count times its root, so by what they do to the outputs.
 
     Returns:
         The table of what was done.
@@ -103,7 +106,14 @@ def merge_(
             f"give one tuned model or more, and a weight for each: got {len(states)} and {len(factors)}"
         )
     thinnings = [
-        Thinning(method, model, matched(model, s, f"tuned model {i + 1}"), number=i, keep_zeros=keep_zeros)
+        Thinning(
+            method,
+            model,
+            matched(model, s, f"tuned model {i + 1}"),
+            number=i,
+            keep_zeros=keep_zeros,
+            inputs=inputs,
+        )
         for i, s in enumerate(states)
     ]
     rows, zeros, merged = [], 0, {}

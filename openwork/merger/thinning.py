@@ -50,6 +50,7 @@ class Thinning:
         tuned: of every parameter, see :func:`openwork.merger.matching.matched`.
         number: which of the tuned models; each has random masks of its own.
         keep_zeros: whether zeros of the base's weight matrices stay zero.
+        inputs: parameter name -> mean square of every input ``[in * prod(kernel)]``; a change then counts times its root.
 
     Attributes:
         weights: the parameters whose deltas are thinned, by name; of the others they are whole.
@@ -66,8 +67,10 @@ class Thinning:
         *,
         number: int = 0,
         keep_zeros: bool = True,
+        inputs: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.method, self.tuned, self.number, self.keep_zeros = method, tuned, number, keep_zeros
+        self._inputs = inputs or {}
         self._base = dict(model.named_parameters())
         self.weights = thinnable(method, model)
         self._counts = self._split()
@@ -82,9 +85,9 @@ class Thinning:
             return Left(change, None, change.numel(), size)
         allowed = self.allowed(name)
         oriented = weight.oriented(change)
-        mask = self.mask(name, oriented)
+        mask = self.mask(name, self._felt(name, oriented))
         of = int(allowed.sum())
-        thin = self.method.thin(oriented, mask, of)
+        thin = self.method.thin(name, oriented, mask, of)
         lost = int(((oriented != 0) & ~allowed).sum())
         return Left(weight.restored(thin), weight.restored(mask), of, size, lost)
 
@@ -132,7 +135,16 @@ class Thinning:
 
     def _size(self, name: str) -> Tensor:
         change = self.weights[name].oriented(delta(self.tuned[name], self._base[name]))
-        return change.abs().masked_fill(~self.allowed(name), 0)
+        return self._felt(name, change).abs().masked_fill(~self.allowed(name), 0)
+
+    def _felt(self, name: str, change: Tensor) -> Tensor:
+        """A delta by what it does to the outputs, where the inputs are known."""
+        square = self._inputs.get(name)
+        if square is None:
+            return change
+        if square.numel() * change.shape[0] != change.numel():
+            raise ValueError(f"{name} has {change[0].numel()} inputs; got mean squares of {square.numel()}")
+        return change * square.to(change).sqrt().view(1, *change.shape[1:])
 
 
 def thinnable(method: Merging, model: nn.Module) -> dict[str, Weight]:

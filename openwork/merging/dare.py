@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -36,12 +37,15 @@ class DARE(Merging):
         sparsity: part that is dropped, the paper's ``p``; exactly so many in each parameter, where the paper draws every place
             on its own. A pattern drops whole blocks, columns or groups.
         rescale: the divisor; ``q`` by default, and 1 where the smallest are dropped.
-        drop: ``random``, or ``smallest``: importance instead of chance, as ``|delta|`` has it.
+        rescales: glob of parameter names -> their own divisor, as :func:`openwork.merging.rescaling.bounded` finds one a layer.
+        drop: ``random``, or ``smallest``: importance instead of chance, as ``|delta|`` has it, or ``|delta| * |input|`` where
+            ``inputs`` are given to :func:`openwork.merge_`.
         combine_by: how several models become one: ``sum``, or ``ties``: elected signs and the mean of those that agree.
         scale: 1; with ``sum``, 0.3 to 1 for several models.
     """
 
     rescale: float | None = None
+    rescales: Mapping[str, float] = field(default_factory=dict)
     drop: Literal["random", "smallest"] = "random"
     combine_by: Literal["sum", "ties"] = "sum"
 
@@ -51,8 +55,9 @@ class DARE(Merging):
             raise ValueError(f"drop is random or smallest; got {self.drop!r}")
         if self.combine_by not in ("sum", "ties"):
             raise ValueError(f"combine_by is sum or ties; got {self.combine_by!r}")
-        if self.rescale is not None and not 0.0 < self.rescale <= 1.0:
-            raise ValueError(f"rescale is a divisor in (0, 1]; got {self.rescale}")
+        for divisor in (self.rescale, *self.rescales.values()):
+            if divisor is not None and not 0.0 < divisor <= 1.0:
+                raise ValueError(f"rescale and rescales are divisors in (0, 1]; got {divisor}")
 
     @property
     def draws(self) -> bool:
@@ -63,9 +68,10 @@ class DARE(Merging):
             return super().mask(change, allowed, kept, generator)
         return self.choose(uniform(change, generator), allowed, kept)
 
-    def thin(self, change: Tensor, mask: Tensor, of: int) -> Tensor:
+    def thin(self, name: str, change: Tensor, mask: Tensor, of: int) -> Tensor:
+        own = [q for glob, q in self.rescales.items() if fnmatchcase(name, glob)]
         share = int(mask.sum()) / max(1, of) if self.drop == "random" else 1.0
-        return thinned(change, mask, self.rescale or share or 1.0)
+        return thinned(change, mask, own[-1] if own else self.rescale or share or 1.0)
 
     def combine(self, changes: Sequence[Tensor]) -> Tensor:
         return agreeing_mean(changes) if self.combine_by == "ties" else super().combine(changes)

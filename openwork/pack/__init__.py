@@ -85,7 +85,7 @@ def pack_(
     expected, uses = observed(model, example_inputs)
     if not uses:
         raise ValueError(
-            "the model calls no nn.Linear and no nn.Conv2d on the example inputs: there is nothing to pack"
+            "the model calls no nn.Linear, nn.Conv2d or Conv1D on the example inputs: there is nothing to pack"
         )
     samples = samples_of(example_inputs)
     memory = Memory() if cache else None
@@ -105,10 +105,9 @@ def pack_(
     for name, use in track(list(uses.items()), "packing"):
         layer = model.get_submodule(name)
         after = _behind(layer, followers.get(name))
-        if isinstance(layer, nn.Linear):
+        if not isinstance(layer, nn.Conv2d):
             linear[name], told = contests.linear(name, layer, sizes[name], after, weight_dtype)
         else:
-            assert isinstance(layer, nn.Conv2d)
             norm = model.get_submodule(after.norm) if after.norm else None
             assert norm is None or isinstance(norm, nn.BatchNorm2d)
             wanted = [(images, *use.size) for images in sizes[name]]

@@ -35,14 +35,14 @@ class Contests:
     memory: Memory | None
 
     def linear(
-        self, name: str, layer: nn.Linear, sizes: Sequence[int], after: Behind, weight_dtype: torch.dtype
+        self, name: str, layer: nn.Module, sizes: Sequence[int], after: Behind, weight_dtype: torch.dtype
     ) -> tuple[Chosen, list[Decision]]:
         """The fastest layout of a linear layer for each size of batch."""
         activation = layer.activation if isinstance(layer, (PackedLinear, DenseLinear)) else after.kind
         chosen = Chosen(layer, activation, weight_dtype, *connections_of(layer))
         told = []
         for batch in sizes:
-            trial = LinearTrial(chosen.topology, chosen.values, batch, weight_dtype)
+            trial = LinearTrial(chosen.topology, chosen.values, batch, weight_dtype, activation)
             chosen.by_batch[batch], decision = choose(name, trial, self.seconds, self.memory)
             told.append(decision)
         return chosen, told
@@ -58,7 +58,7 @@ class Contests:
         chosen: dict[Size, ConvLayout] = {}
         told = []
         for size in sizes:
-            trial = ConvTrial(convolution_of(layer), weights, size)
+            trial = ConvTrial(convolution_of(layer), weights, size, activation)
             chosen[size], decision = choose(name, trial, self.seconds, self.memory)
             told.append(decision)
         return packed_conv(layer, chosen, activation, taken), told

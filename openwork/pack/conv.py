@@ -18,7 +18,10 @@ from openwork.pack.choice import Trial, density_step
 class ConvTrial(Trial[ConvLayout]):
     """A convolution of images of one size."""
 
-    def __init__(self, convolution: Convolution, weights: Weights, size: Size) -> None:
+    def __init__(
+        self, convolution: Convolution, weights: Weights, size: Size, activation: str = "none"
+    ) -> None:
+        self.activation = activation
         self.convolution, self.size, self.batch = convolution, size, size[0]
         self.topology, self.values, self.bias = weights
         self.shape = (convolution.outputs, convolution.inputs, *convolution.kernel)
@@ -41,6 +44,7 @@ class ConvTrial(Trial[ConvLayout]):
             density_step(self.topology),
             *self.size,
             str(self.values.dtype),
+            self.activation,
             list(self.suited),
         ]
         return json.dumps(parts, separators=(",", ":"))
@@ -49,8 +53,8 @@ class ConvTrial(Trial[ConvLayout]):
         return self.suited[form].build(self.convolution, self.topology, self.values, self.size)
 
     def call(self, held: ConvLayout) -> Callable[[], object]:
-        x, bias = self.x, self.bias
-        return lambda: held.conv(x, bias, "none")
+        x, bias, activation = self.x, self.bias, self.activation
+        return lambda: held.conv(x, bias, activation)
 
 
 def packed_conv(

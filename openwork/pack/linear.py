@@ -13,20 +13,27 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense, TorchDense
 from openwork.layouts.layout import PRECISIONS, Layout, layouts
 from openwork.layouts.linear import SparseLinear
-from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear, fixed_bias
+from openwork.layouts.packed import DenseLinear, Dispatch, PackedLinear
+from openwork.layouts.packed_conv1d import PackedConv1D, connections_of_conv1d, is_conv1d
 from openwork.pack.choice import Trial, density_step
 from openwork.timing import Latency
 
 
 class LinearTrial(Trial[Layout]):
-    """A weight ``[out, in]`` with ``batch`` rows of inputs.
+    """A weight ``[out, in]`` with ``batch`` rows of inputs, and the activation behind it: most layouts compute both in one pass.
 
     Layouts take part that hold weights at least as finely as the coarser of ``weight_dtype`` and the dtype they have.
     """
 
     def __init__(
-        self, topology: CSR, values: Tensor, batch: int, weight_dtype: torch.dtype = torch.float32
+        self,
+        topology: CSR,
+        values: Tensor,
+        batch: int,
+        weight_dtype: torch.dtype = torch.float32,
+        activation: str = "none",
     ) -> None:
+        self.activation = activation
         self.topology, self.shape, self.batch, self.values = topology, topology.shape, batch, values
         coarsest = max(values.dtype, weight_dtype, key=PRECISIONS.index)
         suited = [cls for cls in layouts(coarsest) if cls.unsuited(topology, values, batch) is None]
@@ -45,6 +52,7 @@ class LinearTrial(Trial[Layout]):
             density_step(self.topology),
             self.batch,
             str(self.values.dtype),
+            self.activation,
             list(self.suited),
         ]
         return json.dumps(parts, separators=(",", ":"))
@@ -53,12 +61,11 @@ class LinearTrial(Trial[Layout]):
         return self.suited[form].build(self.topology, self.values, self.batch)
 
     def call(self, held: Layout) -> Callable[[], object]:
-        x = self.x
+        x, activation = self.x, self.activation
         if type(held) is TorchDense:  # that is what a layer does that is not packed: without a dispatch
-            weight = held.weight
-            return lambda: nn.functional.linear(x, weight)
+            return lambda: held.linear(x, None, activation)
         dispatch = Dispatch({self.batch: held}, self.shape[1])
-        return lambda: dispatch(x, None, "none")
+        return lambda: dispatch(x, None, activation)
 
 
 def contest(
@@ -79,8 +86,11 @@ def contest(
     return LinearTrial(topology, values, batch, weight_dtype).contest(seconds)
 
 
-def connections_of(layer: nn.Linear) -> tuple[CSR, Tensor]:
-    """What a layer keeps; of a dense one, whatever is not zero."""
+def connections_of(layer: nn.Module) -> tuple[CSR, Tensor]:
+    """What a linear layer keeps; of a dense one, whatever is not zero."""
+    if is_conv1d(layer):
+        return connections_of_conv1d(layer)[:2]
+    assert isinstance(layer, nn.Linear)
     if isinstance(layer, SparseLinear):
         return layer.topology, layer.weight_values.detach()
     weight = layer.weight.detach()
@@ -101,7 +111,7 @@ class Chosen:
         by_batch: the layout for each size of batch.
     """
 
-    layer: nn.Linear
+    layer: nn.Module
     activation: str
     weight_dtype: torch.dtype
     topology: CSR
@@ -111,11 +121,16 @@ class Chosen:
     @property
     def bias(self) -> Tensor | None:
         """Its bias without history."""
-        return fixed_bias(self.layer)
+        bias = self.layer._parameters["bias"]
+        return None if bias is None else bias.detach()
 
     def packed(self) -> nn.Module:
         """The layer that takes its place; itself where nothing is faster."""
         layer = self.layer
+        if is_conv1d(layer):
+            plain = all(type(held) is TorchDense for held in self.by_batch.values())
+            return layer if plain else PackedConv1D.pack(layer, self.by_batch)
+        assert isinstance(layer, nn.Linear)
         if any(not isinstance(held, Dense) for held in self.by_batch.values()):
             return PackedLinear.pack(self.topology, self.values, self.bias, self.by_batch, self.activation)
         dense = {batch: held for batch, held in self.by_batch.items() if isinstance(held, Dense)}

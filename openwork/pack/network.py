@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from openwork.kernels.blocked import block_shape
 from openwork.pack.graph import Reader, traced
-from openwork.pack.steps import Conv, Plain, Step, Values, filled, places
+from openwork.pack.places import Values, filled, places
+from openwork.pack.steps import Conv, Plain, Step
 
 SIZES_KEPT = 4
 """Numbers of images for which memory is kept."""

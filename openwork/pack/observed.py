@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openwork.blocks import identity_of
 from openwork.layouts.conv import unsuited
+from openwork.layouts.packed_conv1d import is_conv1d
 from openwork.scores import run
 
 
@@ -36,12 +37,14 @@ def observed(model: nn.Module, example_inputs: Any) -> tuple[Any, dict[str, Use]
     names = {
         id(module): name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and not unsuited(module))
+        if isinstance(module, nn.Linear)
+        or is_conv1d(module)
+        or (isinstance(module, nn.Conv2d) and not unsuited(module))
     }
     alive: list[Tensor] = []  # an address identifies a tensor only while that is not freed
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        x: Tensor = args[0] if args else kwargs["input"]
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
         name = names[id(module)]
         samples, size = x.numel() // max(1, x.shape[-1]), (0, 0)
         if isinstance(module, nn.Conv2d):

@@ -63,7 +63,13 @@ def _duel(
     """Median seconds of all layers, called one after the other on the same input."""
     apart = [layer.by_batch[SINGLE] for layer in layers]
     key = json.dumps(
-        ["siblings", trial.key(), [[one.name, one.nbytes] for one in apart], siblings.layout.name]
+        [
+            "siblings",
+            trial.key(),
+            [one.activation for one in layers],
+            [[one.name, one.nbytes] for one in apart],
+            siblings.layout.name,
+        ]
     )
     if memory is not None and (known := memory.recall(key)):
         return known

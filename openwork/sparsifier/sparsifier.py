@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from openwork import processes
 from openwork.connections import Connections
-from openwork.plan import Plan
+from openwork.plan import Plan, collapse
 from openwork.sparsifier.contract import Training
 from openwork.sparsifier.copies import follow
 from openwork.sparsifier.optimizers import around_steps, forget_flat_history
@@ -101,6 +101,7 @@ class Sparsifier:
             f"sparsity {1 - c.kept / c.numel:.4f}"
             for name, c in self.connections.items()
         ]
+        lines += [collapse(name) for name, c in self.connections.items() if not c.kept]
         lines += [f"{what}: {value:.4f}" for what, value in self.method.measures(self).items()]
         return "\n".join(
             [
@@ -234,6 +235,7 @@ class Sparsifier:
             processes.require_agreement(digests, when, next(iter(self.connections.values())).device)
 
     def _update(self) -> None:
+        before = {name for name, c in self.connections.items() if c.kept}
         self._remembering = True  # at least the positions, which take as much room as the weights
         try:
             for c in self.connections.values():
@@ -244,13 +246,15 @@ class Sparsifier:
                 self.method.update(self, self.step_count)
         except FloatingPointError as reason:
             self.skipped += 1
-            warnings.warn(
-                f"topology update at step {self.step_count} skipped: {reason}",
-                SparsifierWarning,
-                stacklevel=2,
-            )
+            self._warn(f"skipped: {reason}")
             return
         self.updates += 1
+        for name in sorted(before):
+            if not self.connections[name].kept:
+                self._warn(f"collapsed a layer: {collapse(name)}")
         for optimizer in self.optimizers:
             forget_flat_history(optimizer)
         self._require_agreement(f"after the topology update at step {self.step_count}")
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"topology update at step {self.step_count} {what}", SparsifierWarning, stacklevel=3)

@@ -3,7 +3,7 @@
 - :mod:`openwork.tasks.task`: a data set cut into training, validation and test.
 - :mod:`openwork.tasks.registry`: ``get("digits")`` and the names there are.
 - data: :mod:`~openwork.tasks.digits`, :mod:`~openwork.tasks.mnist` (also Fashion-MNIST),
-  :mod:`~openwork.tasks.cifar10`, :mod:`~openwork.tasks.tiny_shakespeare`; made:
+  :mod:`~openwork.tasks.cifar10`, :mod:`~openwork.tasks.tiny_shakespeare`, :mod:`~openwork.tasks.wikitext2`; made:
   :mod:`~openwork.tasks.reber`;
   :mod:`~openwork.tasks.sources` finds, checks and downloads their official files.
 - models: :mod:`~openwork.tasks.mlp`, :mod:`~openwork.tasks.convnet`, :mod:`~openwork.tasks.resnet`,

@@ -10,12 +10,14 @@ from openwork.tasks.digits import digits
 from openwork.tasks.mnist import fashion_mnist, mnist
 from openwork.tasks.task import Task
 from openwork.tasks.tiny_shakespeare import tiny_shakespeare
+from openwork.tasks.wikitext2 import wikitext2
 
 _FROM_FILES: Mapping[str, Callable[[bool], Task]] = {
     "mnist": lambda download: mnist(download=download),
     "fashion_mnist": lambda download: fashion_mnist(download=download),
     "cifar10": lambda download: cifar10(download=download),
     "tiny_shakespeare": lambda download: tiny_shakespeare(download=download),
+    "wikitext2": lambda download: wikitext2(download=download),
 }
 
 

@@ -15,7 +15,7 @@ from openwork.connections import Connections
 from openwork.growth import Gradient, Growth, Site, free_at_random
 from openwork.method import Method, method
 from openwork.patterns import Unstructured, pattern, top_k
-from openwork.positions import ascending, located, merged, where
+from openwork.positions import ascending, located, merged, reached, where
 from openwork.processes import averaged
 from openwork.schedules import Cosine, Scalar
 from openwork.sparsifier import Sparsifier
@@ -89,7 +89,7 @@ def _draw(weights: Tensor, draws: int, generator: torch.Generator) -> Tensor:
     if total == 0.0:
         return torch.randint(weights.numel(), (draws,), generator=generator)
     at = torch.rand(draws, generator=generator, dtype=torch.float64) * total
-    return torch.searchsorted(ends, at, right=True).clamp_(max=int(weights.nonzero()[-1]))
+    return reached(ends, at).clamp_(max=int(weights.nonzero()[-1]))
 
 
 @method(

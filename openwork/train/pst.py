@@ -33,15 +33,16 @@ class PST(Movement):
         w = M * theta,   M = the kept largest S
 
     The gradient of ``w`` passes ``M`` straight through to ``A B R C`` and to ``|theta|``. At first this is magnitude pruning.
-    ``(rank + score_rank) (out + in) + out + in`` numbers are trained for each matrix ``[out, in]``: ``U`` and ``V`` with the
-    learning rate that the optimizer has for the parameter, the others with ``rate``, all by Adam. The optimizer trains whatever
-    else it was given, such as biases (the authors freeze them: leave them out). When detached, the model is a plain sparse one.
+    ``(rank + score_rank) (out + in) + out + in`` numbers are trained for each matrix ``[out, in]``, by Adam. The optimizer trains
+    whatever else it was given, such as biases (the authors freeze them: leave them out). When detached, the model is a plain
+    sparse one.
 
     Args:
         rank, score_rank: 8 and 8, as in the paper.
-        change, low_rank, stripes: how much each term counts; 1. ``U`` is much larger than the ``A`` of LoRA: take a learning rate
-            some ten times smaller.
-        rate: learning rate of the scores; 1e-3, in the middle between what 3e-5 does to weights in a long run and in a short one.
+        change, low_rank, stripes: how much each term counts; 1.
+        pace: learning rate of ``U`` and ``V``, which follows the schedule of the optimizer's; 1e-3, which suits some hundred
+            steps. ``U`` is much larger than the ``A`` of LoRA: the paper takes 3e-5 for twenty epochs.
+        rate: learning rate of the scores; 1e-3 likewise.
 
     Memory is not that of so few numbers: scores and gradients of a parameter are dense for a moment, as in the authors' code, and
     ``W0`` is kept. Checkpoints from before ``until`` are of networks less sparse than asked for: take the best one after it.
@@ -52,12 +53,15 @@ class PST(Movement):
     change: float = 1.0
     low_rank: float = 1.0
     stripes: float = 1.0
+    pace: float = 1e-3
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1 or self.score_rank < 1:
-            raise ValueError(f"ranks are at least 1; got rank={self.rank} and score_rank={self.score_rank}")
+        if self.rank < 1 or self.score_rank < 1 or self.pace < 0:
+            raise ValueError(
+                f"ranks are at least 1 and pace at least 0; got {self.rank}, {self.score_rank} and {self.pace}"
+            )
 
     def limits(self) -> Iterable[tuple[Method, Method]]:
         return ()
@@ -75,6 +79,7 @@ class PST(Movement):
             for factor, shape in zeros.items():
                 sparsifier.state[f"{factor} {c.name}"] = base.new_zeros(shape)
             sparsifier.state[f"W0 {c.name}"] = c.latent.clone()
+            sparsifier.state[f"lr {c.name}"] = torch.tensor(first_rate(c), dtype=torch.float64)
 
     def learn(self, sparsifier: Sparsifier, c: LatentConnections, gradient: Tensor, step: int) -> None:
         """Move the factors of one parameter, and the parameter with them; the optimizer sees no gradient of it."""
@@ -85,9 +90,10 @@ class PST(Movement):
         slopes = {"U": weight @ v.T, "V": u.T @ weight}
         slopes |= {"A": self.low_rank * score @ b.T, "B": self.low_rank * a.T @ score}
         slopes |= {"R": self.stripes * score.sum(1, True), "C": self.stripes * score.sum(0, True)}
+        first = float(sparsifier.state[f"lr {c.name}"])
+        pace = self.pace * learning_rate(c) / first if first else self.pace
         for factor, slope in slopes.items():
-            rate = learning_rate(c) if factor in "UV" else self.rate
-            self.descend(sparsifier, f"{factor} {c.name}", slope, step, rate)
+            self.descend(sparsifier, f"{factor} {c.name}", slope, step, pace if factor in "UV" else self.rate)
         u, v, *_ = self.factors(sparsifier, c)
         base = _matrix(c, sparsifier.state[f"W0 {c.name}"])
         moved = (base + self.change * (u @ v)).view(c.weight.shape)
@@ -109,6 +115,13 @@ class PST(Movement):
         pairs = self.latents(sparsifier)
         trained = sum(factor.numel() for _, c in pairs for factor in self.factors(sparsifier, c))
         return {"share of the weights that is trained": trained / sum(row.numel for row, _ in pairs)}
+
+
+def first_rate(c: LatentConnections) -> float:
+    """What the optimizer's schedule is a multiple of: what a scheduler began from, or the present rate where there is none."""
+    groups = c.optimizer.param_groups if c.optimizer is not None else []
+    group = next((g for g in groups if any(p is c.weight.parameter for p in g["params"])), {})
+    return float(group.get("initial_lr", learning_rate(c)))
 
 
 def _matrix(c: LatentConnections, tensor: Tensor) -> Tensor:

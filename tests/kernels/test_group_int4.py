@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from openwork.kernels import native
 from openwork.kernels.group_int4 import (
+    FEW_SAMPLES,
     GROUP,
     PADDING,
     check_groups,
@@ -55,8 +56,8 @@ def dense_of(codes, scales, zeros, row_ptr, group_col, shape):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(
-    rows=SIZES, columns=SIZES, batch=st.integers(0, 19), sparsity=SPARSITIES, bias=st.booleans(),
-    seed=st.integers(0, 99), dtype=st.sampled_from([torch.float16, torch.bfloat16]),
+    rows=SIZES, columns=SIZES, batch=st.sampled_from([0, 1, 2, 3, 7, 11, 12, 19, 40, 65]), sparsity=SPARSITIES,
+    bias=st.booleans(), seed=st.integers(0, 99), dtype=st.sampled_from([torch.float16, torch.bfloat16]),
 )  # fmt: skip
 def test_equals_the_dense_product(level, activation, rows, columns, batch, sparsity, bias, seed, dtype):
     arguments, dense = random_groups(rows, columns, sparsity, seed, dtype)
@@ -124,8 +125,8 @@ def test_decoding_is_differentiable_in_scales_and_zeros():
     assert zeros.grad.item() == -8.0
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 13])
-def test_bits_do_not_depend_on_threads_or_samples(level, monkeypatch, batch):
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 11, 12, 40, 200])
+def test_bits_do_not_depend_on_threads_or_on_a_few_samples(level, monkeypatch, batch):
     monkeypatch.setattr(native, "SERIAL_WORK", 0)
     arguments, _ = random_groups(170, 301, 0.5, 3)
     groups = int4_groups(*arguments)
@@ -134,10 +135,11 @@ def test_bits_do_not_depend_on_threads_or_samples(level, monkeypatch, batch):
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
             results.append(groups.linear(x, activation="gelu"))
-        alone = torch.cat([groups.linear(row[None], activation="gelu") for row in x])
+        if batch < FEW_SAMPLES:
+            results.append(torch.cat([groups.linear(row[None], activation="gelu") for row in x]))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in [*results[1:], alone])
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 def test_rows_of_very_different_length(level):
@@ -156,7 +158,7 @@ def test_rows_of_very_different_length(level):
     torch.testing.assert_close(y.double(), x.double() @ torch.cat([dense, one[1]]).T, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5, 9])
+@pytest.mark.parametrize("batch", [1, 2, 5, 9, 12, 17, 70])
 def test_nan_and_infinity_reach_the_rows_that_keep_their_group(level, batch):
     arguments, _ = random_groups(9, 70, 0.5, 1)
     _, _, _, row_ptr, group_col, _ = arguments

@@ -1,6 +1,7 @@
 """Packed convolutions: the numbers of the model before, its state, and choices that can be trusted."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -49,6 +50,14 @@ def residual(sparsity: float = 0.8) -> Residual:
     return model
 
 
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    """As torch.save and torch.load carry a whole model over."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 def prefer(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let the contest be won by the first of these forms that suits."""
 
@@ -73,6 +82,8 @@ def test_every_form_computes_the_model_before(form: str, stored: bool, monkeypat
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-3)
         assert model(x[:1]).shape == (1, 3)
+        for other in (copy.deepcopy(model), saved_and_loaded(model)):
+            assert torch.equal(other(x), model(x))
     assert isinstance(model.bn1, FoldedBatchNorm2d)
     assert isinstance(model.relu, nn.Identity)
     packed = model.state_dict()

@@ -9,6 +9,7 @@ import torch
 from openwork.tasks.cifar10 import batch, shifted_and_flipped
 from openwork.tasks.mnist import idx
 from openwork.tasks.tiny_shakespeare import windows
+from openwork.tasks.wikitext2 import words
 
 
 def test_idx_is_big_endian_and_row_major():
@@ -74,3 +75,7 @@ def test_the_target_of_a_position_is_the_next_token():
 def test_windows_need_enough_tokens(context):
     with pytest.raises(ValueError, match="need at least"):
         windows(torch.arange(23), context)
+
+
+def test_words_of_lines_end_with_their_ends():
+    assert words(" = A = \n\n b  c\n") == ["=", "A", "=", "<eos>", "<eos>", "b", "c", "<eos>"]

@@ -152,24 +152,27 @@ def test_a_weight_that_is_not_seen_does_not_move_but_its_score_pays():
     assert (run.sparsifier.state["score 2.weight"][unseen] < scores[unseen]).float().mean() > 0.9
 
 
-PARTS = PST(sparsity=0.8, steps=40, rank=3, score_rank=2)
+PARTS = PST(sparsity=0.8, steps=40, rank=3, score_rank=2, pace=1e-2)
 
 
 def test_at_first_it_is_magnitude_pruning():
-    run = Run(dataclasses.replace(PARTS, begin=0.0, until=0.0), lr=0.0)
+    run = Run(dataclasses.replace(PARTS, begin=0.0, until=0.0, pace=0.0))
     start = run.weights
     for c in run.sparsifier.connections.values():
         torch.testing.assert_close(PARTS.scores(run.sparsifier, c), start[c.name].abs())
-    once = Run(dataclasses.replace(PARTS, begin=0.0, until=0.0, rate=1e-12), lr=0.0).step()
+    once = Run(dataclasses.replace(PARTS, begin=0.0, until=0.0, rate=1e-12, pace=0.0)).step()
     for c in once.sparsifier.connections.values():
         assert torch.equal(c.positions, c.strongest_latent(c.kept))
 
 
 def test_slopes_are_those_of_autograd():
-    method = dataclasses.replace(PARTS, change=0.7, low_rank=1.3, stripes=0.4, adaptive=False, rate=1.0)
-    run = Run(method, lr=1e-3).step(15)
+    method = dataclasses.replace(
+        PARTS, change=0.7, low_rank=1.3, stripes=0.4, adaptive=False, rate=1.0, pace=1e-3
+    )
+    run = Run(method, lr=0.2).step(15)
     c = run.sparsifier.connections["2.weight"]
     base = run.sparsifier.state["W0 2.weight"]
+    run.optimizer.param_groups[0]["lr"] = 0.1  # the schedule is at a half
     before = [f.clone().requires_grad_() for f in method.factors(run.sparsifier, c)]
     u, v, a, b, rows, columns = before
     run.backward()
@@ -179,7 +182,7 @@ def test_slopes_are_those_of_autograd():
     through = mask.double() + score - score.detach()  # the mask, whose gradient is that of the scores
     wanted = torch.autograd.grad((through * theta * gradient).sum(), before)
     run.optimizer.step()
-    rates = [1e-3, 1e-3, 1, 1, 1, 1]
+    rates = [5e-4, 5e-4, 1, 1, 1, 1]
     for old, new, slope, rate in zip(before, method.factors(run.sparsifier, c), wanted, rates, strict=True):
         torch.testing.assert_close(new, old.detach() - rate * slope, rtol=1e-9, atol=1e-12)
     u, v, *_ = method.factors(run.sparsifier, c)
@@ -198,7 +201,7 @@ def test_few_numbers_are_trained_and_the_optimizer_holds_none_of_the_weights():
 
 
 def test_without_factors_it_is_magnitude_pruning_to_the_end():
-    run = Run(dataclasses.replace(PARTS, low_rank=0.0, stripes=0.0), lr=0.0).step(40)
+    run = Run(dataclasses.replace(PARTS, low_rank=0.0, stripes=0.0, pace=0.0)).step(40)
     for c in run.sparsifier.connections.values():
         assert torch.equal(c.latent, run.sparsifier.state[f"W0 {c.name}"])
         assert torch.equal(c.positions, c.strongest_latent(c.kept))
@@ -245,3 +248,11 @@ def test_impossible_options():
         SoftMovement(penalty=-1.0)
     with pytest.raises(ValueError, match="ranks are at least 1"):
         PST(rank=0)
+
+
+def test_the_pace_follows_the_schedule_from_its_beginning():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.4)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 * step)  # begins at nothing
+    sparsifier = attach(model, optimizer, PARTS)
+    assert float(sparsifier.state["lr 0.weight"]) == 0.4

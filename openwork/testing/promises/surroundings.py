@@ -84,11 +84,12 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
 
 
 def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
-    """What a calibrated method may change beside the weights it thins: their biases; all but what is excluded, where it works on
-    whole blocks.
+    """What a calibrated method may change beside the weights it thins: their biases; all parameters but what is excluded, where
+    it works on whole blocks; and buffers, such as what norms remember, where it works on the whole model.
     """
     if isinstance(method, (BlockCalibrated, ModelCalibrated)):
-        return {name for name, _ in model.named_parameters()} - {"4.weight"}
+        buffers = model.named_buffers() if isinstance(method, ModelCalibrated) else ()
+        return {name for name, _ in (*model.named_parameters(), *buffers)} - {"4.weight"}
     return (
         {f"{name.removesuffix('weight')}bias" for name in thinned}
         if isinstance(method, Calibrated)

@@ -1,8 +1,9 @@
-"""How much memory will training take? Dense, under masks, and holding only the kept connections; before anything is trained.
+"""What each form of training takes, added up.
 
-Counted are parameters, gradients, optimizer state, what is known of the topology and what the method remembers, activations, and
-what is needed for a moment: whichever is largest of backward's temporary tensors, the optimizer's and those of an update of the
-topology. Not counted is what does not depend on the model: libraries, data, and what the allocator keeps back.
+Counted are parameters, gradients, optimizer state, what is known of the topology and what the method remembers, activations, the
+buffers that kernels keep, and what is needed for a moment: whichever is largest of the dearest moment of forward and backward
+(:mod:`openwork.memory.course`), the optimizer's temporary tensors and those of an update of the topology. Not counted is what
+does not depend on the model: libraries, data, and what the allocator keeps back.
 """
 
 from __future__ import annotations
@@ -13,25 +14,23 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from openwork.connections.stored import TILE
-from openwork.kernels.conv import conv_index_bytes
-from openwork.kernels.index import TILE_WIDTH
+from openwork.kernels.conv_index import conv_index_bytes
 from openwork.kernels.index import index_bytes as linear_index_bytes
 from openwork.kernels.ranking import AT_ONCE, CANDIDATE_BYTES
+from openwork.kernels.scratch import Scratch, conv_scratch, linear_scratch
+from openwork.layouts.chain import chained
 from openwork.layouts.conv import convolution_of
 from openwork.layouts.forms import storable
+from openwork.memory.course import Course, course
 from openwork.method import Method
 from openwork.plan import Plan, Row, plan
 from openwork.sparsifier import Training
 
 Form = Literal["dense", "masked", "stored"]
 FORMS: tuple[Form, ...] = ("dense", "masked", "stored")
-
-TILES_AT_ONCE = 8
-"""Tiles of activations that a kernel holds at a time (csrc/kernels/weight_gradient.cpp)."""
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -45,8 +44,9 @@ class Bytes:
         indices: masks and positions, or what stored connections and their kernels need to know where they are; also what the
             method keeps of pruned weights (latent weights, a dense momentum).
         activations: what one forward pass keeps for backward.
+        buffers: what the kernels keep between calls to work in.
         passing: the most that gradients, activations and temporary tensors take at one time. Backward makes gradients as it
-            lets go of activations, so the larger of the two counts.
+            lets go of activations, so this is less than their sum.
     """
 
     parameters: int
@@ -54,12 +54,13 @@ class Bytes:
     optimizer: int
     indices: int
     activations: int
+    buffers: int
     passing: int
 
     @property
     def peak(self) -> int:
         """The most at any time."""
-        return self.parameters + self.optimizer + self.indices + self.passing
+        return self.parameters + self.optimizer + self.indices + self.buffers + self.passing
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def training_memory(
     Args:
         model: dense, or with layers that hold only their kept connections; tensors on the ``meta`` device will do.
         method: says what will be sparse, and how sparse.
-        example: an input ``[1, ...]`` of the model; two and three copies of it are sent through to see what is saved.
+        example: an input ``[1, ...]`` of the model; a step is taken with two and with three copies of it to see what it holds.
         batch: examples a step.
         optimizer: a class of ``torch.optim`` by its name, with its default options (``momentum``: SGD with momentum), or a
             function from parameters to an optimizer.
@@ -104,8 +105,13 @@ def training_memory(
     layout = plan(model, method)
     states = moments(optimizer)
     rows = {id(row.weight.parameter): row for row in layout.sparse}
-    seen = _seen(model, example)
-    forms = {form: _bytes(model, rows, form, method, states, batch, seen) for form in FORMS}
+    plain = course(model, example)
+    observed = [row.weight.module for row in layout.sparse if _can_be_stored(row)]
+    looks = isinstance(method, Training) and "gradient" in method.growth_needs
+    courses = {"stored": course(model, example, observed) if looks else plain}
+    forms = {
+        form: _bytes(model, rows, form, method, states, batch, courses.get(form, plain)) for form in FORMS
+    }
     return Memory(layout, batch, forms)
 
 
@@ -145,30 +151,33 @@ def index_bytes(row: Row, kept: int, transposed: bool) -> int:
 
 
 def _bytes(
-    model: nn.Module, rows: dict[int, Row], form: Form, method: Method, states: float, batch: int, seen: _Seen
+    model: nn.Module,
+    rows: dict[int, Row],
+    form: Form,
+    method: Method,
+    states: float,
+    batch: int,
+    seen: Course,
 ) -> Bytes:
-    activations, widest = batch * seen.activations, batch * seen.widest
     needs = method.growth_needs if isinstance(method, Training) else frozenset()
     rewires = isinstance(method, Training) and type(method).update is not Training.update
-    parameters = gradients = indices = largest = remembered = update = 0
-    # Dense convolutions put what they read and make in an order of their own first.
-    scratch = 0 if form == "stored" else batch * seen.convolved
+    parameters = indices = remembered = update = waiting = of_chains = 0
+    gradients: dict[int, int] = {}
+    scratch = Scratch()
+    # While a layer is observed it computes by itself.
+    in_chains = set() if "gradient" in needs else chained(model, {row.weight.module for row in rows.values()})
     for p in model.parameters():
         row = rows.get(id(p))
         count = p.numel() if row is None else row.numel
         if row is not None and form == "stored" and _can_be_stored(row):
             count = row.kept
-            moved = index_bytes(row, count, id(row.weight.module) in seen.differentiated)
-            indices += moved
-            scratch = max(scratch, _scratch(row, batch))
-            if (
-                "gradient" in needs
-            ):  # what passed through the layer: its inputs and the gradients of its outputs
-                remembered += batch * (seen.inputs.get(id(row.weight.module), 0) + 4 * row.shape[0])
+            indices += index_bytes(row, count, id(row.weight.module) in seen.differentiated)
+            scratch |= _scratch(row, batch, row.weight.module in in_chains)
+            if row.weight.module in in_chains:
+                of_chains = max(of_chains, 4 * batch * (row.shape[0] + row.numel // row.shape[0]) + 4 * count)
             if rewires:
                 looked = _looked_through(min(row.numel, TILE), count, p.itemsize) if needs else 0
-                moving = round((2 + states) * count * p.itemsize)
-                update = max(update, looked, moved + _REWIRED * count + moving)
+                update, waiting = max(update, looked, _REWIRED * count), waiting + _POSITION * count
         elif row is not None and form != "dense":
             indices += row.numel + 8 * row.kept
             if isinstance(method, Training) and method.latent:
@@ -181,20 +190,33 @@ def _bytes(
                 update = max(update, looked, _REWIRED * row.kept)
         parameters += count * p.itemsize
         if p.requires_grad:
-            gradients += count * p.itemsize
-            largest = max(largest, count * p.itemsize)
-    optimizer = round(states * gradients)
-    backward = max(activations, gradients) + 2 * widest + scratch
-    step = gradients + (2 * largest if states else 0)  # such as Adam's denominator, in two versions
-    passing = remembered + max(backward, step, gradients + update)
-    return Bytes(parameters, gradients, optimizer, indices, activations, passing)
+            gradients[id(p)] = count * p.itemsize
+    total, largest = sum(gradients.values()), max(gradients.values(), default=0)
+    remembered += seen.left(batch) if form == "stored" else 0
+    backward = seen.peak(batch, gradients, dense=form != "stored")
+    if of_chains:  # a chain has its inputs in tiles, keeps all activations until it is through, and makes one layer's gradients
+        backward = max(backward, batch * (seen.read + seen.saved) + of_chains)
+    step = remembered + total + (2 * largest if states else 0)  # such as Adam's denominator, in two versions
+    return Bytes(
+        parameters,
+        total,
+        round(states * total),
+        indices,
+        batch * seen.saved,
+        scratch.held(torch.get_num_threads()),
+        max(backward + (remembered if form == "masked" else 0), step, remembered + total + update + waiting),
+    )
 
 
 _RANKED = 24
 """Bytes for each weight of a layer while all of them are ranked: strengths, their order, the places chosen and the new mask."""
 
-_REWIRED = 40
-"""Bytes for each connection of a layer while it is rewired: positions before and after, where each comes from."""
+_POSITION = 8
+"""Bytes of a position: those that each layer is to have wait until all layers have chosen."""
+
+_REWIRED = 26
+"""Bytes for each connection of a layer while it is rewired: positions before, where each comes from, new indices, and one vector
+(the weights, or a state of the optimizer) twice."""
 
 
 def _looked_through(tile: int, kept: int, itemsize: int) -> int:
@@ -202,83 +224,18 @@ def _looked_through(tile: int, kept: int, itemsize: int) -> int:
     return itemsize * tile + CANDIDATE_BYTES * (AT_ONCE + kept // 2) + 16 * kept
 
 
-def _scratch(row: Row, batch: int) -> int:
-    """The kernels' own buffers: the weights woven with their columns, and activations packed in tiles."""
+def _scratch(row: Row, batch: int, chained: bool) -> Scratch:
     module = row.weight.module
     if isinstance(module, nn.Embedding):
-        return 0
+        return Scratch()
     if isinstance(module, nn.Conv2d):
-        return 8 * row.kept
-    tiles = min(TILES_AT_ONCE, -(-batch // TILE_WIDTH))
-    return 8 * row.kept + 2 * 4 * TILE_WIDTH * tiles * (row.shape[0] + row.numel // row.shape[0])
+        return conv_scratch(row.kept)
+    outputs, inputs = row.shape[0], row.numel // row.shape[0]
+    return linear_scratch(outputs, inputs, row.kept, batch, torch.get_num_threads(), chained=chained)
 
 
 def _can_be_stored(row: Row) -> bool:
     return row.weight.stored or storable(row.weight.module)
-
-
-@dataclass
-class _Seen:
-    """What one forward pass tells.
-
-    Attributes:
-        activations, widest: bytes that it saves for backward, and those of the largest tensor saved, for one example.
-        inputs: bytes of the input of each module, by its identity, for one example.
-        convolved: the most that a convolution reads and makes, for one example.
-        differentiated: modules whose inputs will have gradients.
-    """
-
-    activations: int
-    widest: int
-    inputs: dict[int, int]
-    convolved: int
-    differentiated: set[int]
-
-
-def _seen(model: nn.Module, example: Tensor) -> _Seen:
-    (few, wide, passed, found), (more, wider, _, _) = (_saved(model, example, copies) for copies in (2, 3))
-    inputs = {id(module): read // 2 for module, (read, _) in passed.items()}
-    convolved = [sum(sizes) // 2 for module, sizes in passed.items() if isinstance(module, nn.Conv2d)]
-    return _Seen(more - few, wider - wide, inputs, max(convolved, default=0), found)
-
-
-_Passed = dict[nn.Module, tuple[int, int]]
-
-
-def _saved(model: nn.Module, example: Tensor, copies: int) -> tuple[int, int, _Passed, set[int]]:
-    """What forward saves of so many examples: bytes of all and of the largest; what each module reads and makes, and which will
-    be asked for a gradient of what they read."""
-    found: dict[int, Tensor] = {}
-    passed: _Passed = {}
-    differentiated: set[int] = set()
-
-    def note(tensor: Tensor) -> Tensor:
-        found.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    def look(module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
-        for tensor in arguments[:1]:
-            if isinstance(tensor, Tensor):
-                passed[module] = tensor.nbytes, output.nbytes if isinstance(output, Tensor) else 0
-                if tensor.requires_grad:
-                    differentiated.add(id(module))
-
-    x = example[:1].expand(copies, *example.shape[1:]).contiguous()
-    own = {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
-    hooks = [module.register_forward_hook(look) for module in model.modules()]
-    try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        ):
-            functional_call(model, own, (x,))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    sizes = [t.untyped_storage().nbytes() for key, t in found.items() if key not in weights]
-    return sum(sizes), max(sizes, default=0), passed, differentiated
 
 
 def _named(name: str) -> MakeOptimizer:
