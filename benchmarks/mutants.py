@@ -128,10 +128,10 @@ MUTANTS = [
         f"{FILES} -k leaves",
     ),
     Mutant(
-        "files/checkpoint.py",
+        "archives.py",
         "weights_only=True, mmap",
         "weights_only=False, mmap",
-        f"{CHECKPOINT} -k executed",
+        "tests/test_archives.py -k let_in",
     ),
     Mutant("files/checkpoint.py", "one.load_state_dict(state)", "pass", f"{CHECKPOINT} -k several"),
     Mutant("files/checkpoint.py", "_keep_precision(one, state)", "pass", f"{CHECKPOINT} -k nadam"),
