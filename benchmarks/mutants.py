@@ -163,8 +163,18 @@ MUTANTS = [
         "pass",
         f"{SPARSIFIER} -k zeros_stay",
     ),
-    Mutant("connections/stored.py", ".index_fill_(0, grown, 0)", "", f"{SPARSIFIER} -k agree"),
-    Mutant("connections/stored.py", "holder[key] = state", "pass", f"{SPARSIFIER} -k agree"),
+    Mutant(
+        "connections/contract.py",
+        "located(self.positions, positions)\n        if",
+        "located(positions, positions)\n        if",
+        f"{SPARSIFIER} -k agree",
+    ),
+    Mutant(
+        "connections/stored.py",
+        "holder[key] = carried(holder[key], index, stayed)",
+        "pass",
+        f"{SPARSIFIER} -k agree",
+    ),
     Mutant("positions.py", "positions[index] == wanted", "positions[index] >= wanted", POSITIONS),
     Mutant(
         "patterns.py", "above = scores > threshold", "above = scores >= threshold", "tests/test_patterns.py"
