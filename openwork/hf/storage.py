@@ -76,20 +76,25 @@ class SparseStorage(HfQuantizer):  # type: ignore[misc]  # transformers is not a
             )
         with opened_together(checkpoint_files) as container:
             header = read_layout(container)
-            for name, entry in header.tensors.items():
-                read_one(container, header, name, entry)  # it goes on only when every array is proven
+            # another head, or none: transformers tells what it left out
+            names = _own_names(model, header.tensors)
+            layers = () if self.quantization_config.dense else tuple(map(weight_of, header.sparse_layers))
+            sparse = {
+                own: header.tensors[name]
+                for own, name in names.items()
+                if header.tensors[name].kept is not None
+            }
+            for own in (
+                sparse
+            ):  # shapes first: rows without columns take no byte in a file, and a pointer each in memory
+                _check(model, own, names[own], header, names[own] in layers)
+            for name in names.values():
+                read_one(
+                    container, header, name, header.tensors[name]
+                )  # it goes on only when every array is proven
             empty = found_stubs(header, container)
         known: set[str] = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or set()
         vars(model)["_keys_to_ignore_on_load_unexpected"] = known | {f"^{re.escape(name)}$" for name in empty}
-        layers = () if self.quantization_config.dense else tuple(map(weight_of, header.sparse_layers))
-        # another head, or none: transformers tells what it left out
-        names = _own_names(model, header.tensors)
-        sparse = {
-            own: header.tensors[name] for own, name in names.items() if header.tensors[name].kept is not None
-        }
-        for own, name in names.items():
-            if own in sparse:
-                _check(model, own, name, header, name in layers)
         for own, entry in sparse.items():
             owner, _, parameter = own.rpartition(".")
             self._folded[own] = _Folded(model.get_submodule(owner), parameter, entry, names[own] in layers)

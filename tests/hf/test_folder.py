@@ -1,8 +1,10 @@
 """Models go out as folders and come back with the same bits, dense or sparse."""
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -309,6 +311,22 @@ def test_a_damaged_configuration_is_refused_by_name(config, tmp_path):
     save(llama(), tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text(config)
     with pytest.raises(FileError, match=r"out: no model can be loaded from there"):
+        load(tmp_path / "out")
+
+
+def test_rows_without_columns_take_no_memory(tmp_path, monkeypatch):
+    """They need no byte in the file, and a pointer each in memory."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    files = importlib.import_module("hostile.sparse_files")
+    path, name = tmp_path / "out" / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    model = llama()
+    ow.sparsify_(model, ow.Magnitude(sparsity=0.9))
+    save(model, tmp_path / "out", storage="sparse")
+    arrays, header = files.parts(path)
+    arrays = {key: array for key, array in arrays.items() if not key.startswith(name)}
+    header["tensors"][name] |= {"layout": "dense", "shape": [2**40, 0], "kept": 0}
+    files.forge(path, arrays | {name: torch.zeros(2**40, 0)}, header, hashes=True)
+    with pytest.raises(FileError, match=f"{name} is .1099511627776, 0. in the file"):
         load(tmp_path / "out")
 
 
