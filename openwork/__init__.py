@@ -116,6 +116,7 @@ _PUBLIC = {
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
+    "train.trp": ["TRP"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
     "files.delta": ["add_delta_", "save_delta"],
     "merger": ["Merged", "merge_"],
@@ -143,7 +144,6 @@ _PUBLIC = {
     "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
     "factor.decompose": ["Decompose"],
     "factor.maestro": ["Maestro", "at_ranks"],
-    "factor.trp": ["TRP"],
     "factor.collapsible": ["Collapsible"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
@@ -209,7 +209,6 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.factor.rps import RPS as RPS
     from openwork.factor.sparse_ift import SparseIFT as SparseIFT
     from openwork.factor.sparse_ift import wide as wide
-    from openwork.factor.trp import TRP as TRP
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -345,6 +344,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST
+    from openwork.train.trp import TRP as TRP
 
     __version__: str
 

@@ -35,10 +35,11 @@ APART = (LoRC, LayerDrop, Migrating, Merging, Thawing, Regularization)
 """Methods that put something beside layers, move scale between them, drop whole blocks, merge models, or train without a mask:
 they make their own promises."""
 
-CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART)}
+CHECKED = {name: cls for name, cls in registry().items() if not issubclass(cls, APART) or cls.restructures}
 """Methods that choose connections, work with those that are kept, or give layers another form."""
 
 FITTING = {
+    "decompose": {"energy": 0.5},
     "gqsa": {"pattern": "block 1x2", "group": 2},
     "low_rank": {"exclude": ("0.*",)},
     "pixelfly": {"block": 4, "grid": 2, "factors": 1, "rank": 2},
