@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -10,7 +11,7 @@ from openwork.calibrator import BlockCalibrated, Calibrated, ModelCalibrated
 from openwork.method import Method
 from openwork.pruner import Pruning
 from openwork.restructuring import Restructuring
-from openwork.sparsifier import Training
+from openwork.sparsifier import SparsifierWarning, Training
 from openwork.testing.promises import PROMISES
 from openwork.testing.registry import BrokenPromise
 from openwork.testing.trial import SHORT, Trial
@@ -55,7 +56,10 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
     chosen = {name: p for name, p in PROMISES.items() if p.concerns(cls) and (only is None or name in only)}
     for name, promise in chosen.items():
         try:
-            promise.check(trial)
+            with warnings.catch_warnings():
+                # in networks this small and thin, a rule that ranks all layers together may well empty one, and says so
+                warnings.filterwarnings("ignore", ".*collapsed a layer", SparsifierWarning)
+                promise.check(trial)
         except Exception as error:  # whatever a method does wrong is a finding
             found = str(error) if isinstance(error, BrokenPromise) else f"{type(error).__name__}: {error}"
             broken.append(f"- {name}: {found}")
