@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 NATIVE := $(wildcard CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 ROOMS := $(shell find openwork -mindepth 2 -name __init__.py)
 
-.PHONY: setup demo test test-all lint format types imports docs check sanitize clean
+.PHONY: setup demo test test-all lint format types imports docs check sanitize sanitize-threads audit clean
 
 setup: $(INSTALLED)
 
@@ -57,6 +57,25 @@ sanitize: setup
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OPENWORK_SANITIZED=$$(echo $(SANITIZED)/_native*.so) \
 		$(BIN)/python -m pytest -q -p tests.kernels.sanitized tests/kernels -k "not compile"
+
+# The kernels with every access to memory watched for races between threads. Needs Clang, its sanitizers and its OpenMP runtime
+# with Archer (Debian: clang libclang-rt-14-dev libomp-dev): that of GCC is opaque to its sanitizer, which sees races everywhere.
+RACES := build/sanitize-threads
+CLANG := $(shell ls /usr/bin/clang++ /usr/bin/clang++-[0-9]* 2>/dev/null | head -1)
+sanitize-threads: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt nanobind
+	cmake -S . -B $(RACES) -DCMAKE_BUILD_TYPE=Release -DOPENWORK_SANITIZE_THREADS=ON -DCMAKE_CXX_COMPILER=$(CLANG) \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	cmake --build $(RACES) --parallel 2
+	LD_PRELOAD="$$($(CLANG) -print-file-name=libclang_rt.tsan-$$(uname -m).so)" OMP_TOOL_LIBRARIES="$$($(CLANG) -print-file-name=libarcher.so)" \
+		TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66" OMP_NUM_THREADS=3 \
+		OPENWORK_SANITIZED=$$(echo $(RACES)/_native*.so) \
+		$(BIN)/python -m pytest -q -p tests.kernels.sanitized -p no:faulthandler tests/kernels -k "threads"
+
+# Known vulnerabilities of the pinned packages, asked from PyPI; a package that it cannot answer for counts as a failure.
+audit: setup
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf .venv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import random
 import re
 import signal
@@ -48,6 +47,7 @@ from openwork import archives, hf
 from openwork.calibrator.checkpoint import PARTS
 from openwork.cli import main as command
 from openwork.compare.ledger import Ledger
+from openwork.compare.machine import machine
 from openwork.durable import replacing
 from openwork.files.container import opened
 from openwork.method import registry
@@ -477,7 +477,7 @@ def main() -> int:
         "command": "python benchmarks/kills.py " + " ".join(sys.argv[1:]),
         "openwork": ow.__version__,
         "torch": torch.__version__,
-        "machine": platform.platform(),
+        "machine": dataclasses.asdict(machine()),
         "seed": asked.seed,
         "runs": runs,
         "kills": kills,

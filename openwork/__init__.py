@@ -27,7 +27,7 @@ _PUBLIC = {
     "schedules": ["Cosine", "Linear", "OneShot", "Polynomial", "Schedule"],
     "growth": ["CH3L3", "Gradient", "Growth", "Momentum", "Random"],
     "plan": ["Plan", "plan"],
-    "memory": ["Memory", "training_memory"],
+    "memory": ["Memory", "keep_freed_memory", "training_memory"],
     "method": ["Method"],
     "layouts.chain": ["chain_"],
     "layouts.condensed": ["Condensed"],
@@ -130,9 +130,12 @@ _PUBLIC = {
     "finetune.adamr": ["AdamR"],
     "finetune.s2ft": ["S2FT"],
     "finetune.sara": ["SaRA"],
+    "probes.likeness": ["Match", "curve_distance", "matched"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.prediction": ["Prediction", "predict_from_graphs"],
+    "probes.small_world": ["SmallWorld", "small_world"],
     "probes.topology": ["Wiring", "topology"],
+    "probes.undertraining": ["Undertraining", "undertraining"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
@@ -141,10 +144,10 @@ _PUBLIC = {
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
     "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
+    "factor.collapsible": ["Collapsible"],
     "factor.decompose": ["Decompose"],
     "factor.maestro": ["Maestro", "at_ranks"],
     "factor.trp": ["TRP"],
-    "factor.collapsible": ["Collapsible"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
@@ -254,6 +257,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.layouts.ordered import OrderedLinear as OrderedLinear
     from openwork.layouts.quantized import QuantizedLinear as QuantizedLinear
     from openwork.memory import Memory as Memory
+    from openwork.memory import keep_freed_memory as keep_freed_memory
     from openwork.memory import training_memory as training_memory
     from openwork.merger import Merged as Merged
     from openwork.merger import merge_ as merge_
@@ -278,14 +282,21 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import pretraining as pretraining
     from openwork.probes.graph_properties import GraphProperties as GraphProperties
     from openwork.probes.graph_properties import graph_properties as graph_properties
+    from openwork.probes.likeness import Match as Match
+    from openwork.probes.likeness import curve_distance as curve_distance
+    from openwork.probes.likeness import matched as matched
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
     from openwork.probes.prediction import Prediction as Prediction
     from openwork.probes.prediction import predict_from_graphs as predict_from_graphs
     from openwork.probes.sensitivity import Sensitivity as Sensitivity
     from openwork.probes.sensitivity import sensitivity as sensitivity
+    from openwork.probes.small_world import SmallWorld as SmallWorld
+    from openwork.probes.small_world import small_world as small_world
     from openwork.probes.topology import Wiring as Wiring
     from openwork.probes.topology import topology as topology
+    from openwork.probes.undertraining import Undertraining as Undertraining
+    from openwork.probes.undertraining import undertraining as undertraining
     from openwork.probes.width_bound import Capacity as Capacity
     from openwork.probes.width_bound import er_capacity as er_capacity
     from openwork.prune.grasp import GraSP as GraSP

@@ -19,9 +19,9 @@ from openwork.plan import Weight
 from openwork.positions import carried, located
 from openwork.processes import averaged
 
-TILE = 1 << 18
-"""Gradient entries that are in memory at once when a stored layer looks for places to grow: 1 MiB, which the second-level cache
-holds between the product that makes them and the search."""
+TILE = 1 << 20
+"""Gradient entries that are in memory at once when a stored layer looks for places to grow: 4 MiB, which a cache still holds
+between the product that makes them and the search, and which is work enough for several threads."""
 
 
 class StoredConnections(Connections):

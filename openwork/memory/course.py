@@ -31,6 +31,7 @@ class Course:
         saved: bytes that there are of one example between forward and backward, besides itself.
         gradients: for each parameter, by its identity, the moment from which its gradient exists.
         differentiated: identities of the modules whose inputs have gradients.
+        passed: for each observed module, by its identity, bytes of what it reads and makes of one example.
     """
 
     held: list[int]
@@ -39,6 +40,7 @@ class Course:
     saved: int
     gradients: Mapping[int, int]
     differentiated: frozenset[int]
+    passed: Mapping[int, int]
 
     def peak(self, batch: int, gradients: Mapping[int, int], *, dense: bool) -> int:
         """The most bytes of activations and gradients at one moment.
@@ -77,8 +79,10 @@ def course(model: nn.Module, example: Tensor, observed: Collection[nn.Module] = 
     else:  # other operators for another batch: only the extremes can be compared
         held, reordered = [max(three.held) - max(two.held), three.held[-1] - two.held[-1]], [0, 0]
         gradients = dict.fromkeys(gradients, 0)
+    passed = {one: more - two.passed[one] for one, more in three.passed.items()}
+    saved = three.saved - two.saved
     return Course(
-        held, reordered, example[:1].nbytes, three.saved - two.saved, gradients, frozenset(two.differentiated)
+        held, reordered, example[:1].nbytes, saved, gradients, frozenset(two.differentiated), passed
     )
 
 
@@ -95,10 +99,12 @@ class _Step:
         self.observed = observed
         self.gradients: dict[int, int] = {}
         self.differentiated: set[int] = set()
+        self.passed: dict[int, int] = {}
         self.saved = 0
         self._kept: list[Any] = []
         x = example[:1].expand(copies, *example.shape[1:]).contiguous()
-        own = {name: b.detach().clone() for name, b in model.named_buffers() if b.is_floating_point()}
+        counted = (one for one in model.named_buffers() if one[1].is_floating_point() or one[1].dim() == 0)
+        own = {name: buffer.detach().clone() for name, buffer in counted}
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), _hooked(model, self._look):
             weights = {name: self._noted(p) for name, p in model.named_parameters()}
             known = [x, *own.values(), *model.parameters(), *model.buffers()]
@@ -129,6 +135,7 @@ class _Step:
         if read.requires_grad:
             self.differentiated.add(id(module))
         if module in self.observed and output.requires_grad:
+            self.passed[id(module)] = read.nbytes + output.nbytes
             self._kept.append(read.detach())
             output.register_hook(lambda gradient: self._kept.append(gradient.detach()))
 

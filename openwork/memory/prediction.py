@@ -177,6 +177,10 @@ def _bytes(
                 of_chains = max(of_chains, 4 * batch * (row.shape[0] + row.numel // row.shape[0]) + 4 * count)
             if rewires:
                 looked = _looked_through(min(row.numel, TILE), count, p.itemsize) if needs else 0
+                if isinstance(
+                    row.weight.module, nn.Conv2d
+                ):  # its dense gradient is made from reordered images
+                    looked += batch * seen.passed.get(id(row.weight.module), 0)
                 update, waiting = max(update, looked, _REWIRED * count), waiting + _POSITION * count
         elif row is not None and form != "dense":
             indices += row.numel + 8 * row.kept
@@ -221,7 +225,7 @@ _REWIRED = 26
 
 def _looked_through(tile: int, kept: int, itemsize: int) -> int:
     """What it takes to find the best places in tiles of scores: one tile, the candidates, and the connections that stay."""
-    return itemsize * tile + CANDIDATE_BYTES * (AT_ONCE + kept // 2) + 16 * kept
+    return itemsize * tile + CANDIDATE_BYTES * (min(tile, AT_ONCE) + kept // 2) + 16 * kept
 
 
 def _scratch(row: Row, batch: int, chained: bool) -> Scratch:
