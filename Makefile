@@ -58,19 +58,20 @@ sanitize: setup
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OPENWORK_SANITIZED=$$(echo $(SANITIZED)/_native*.so) \
 		$(BIN)/python -m pytest -q -p tests.kernels.sanitized tests/kernels -k "not compile"
 
-# The kernels with every access to memory watched for races between threads. Needs Clang, its sanitizers and its OpenMP runtime
-# with Archer (Debian: clang libclang-rt-14-dev libomp-dev): that of GCC is opaque to its sanitizer, which sees races everywhere.
+# The kernels watched for races between threads. Needs Clang, its sanitizers, and its OpenMP runtime with Archer, which tells the
+# sanitizer of barriers (Debian: clang, libomp-dev, and libclang-rt-19-dev: that of Clang 14 does not start on new kernels). That of
+# GCC knows nothing of those of libgomp, and sees races everywhere.
 RACES := build/sanitize-threads
-CLANG := $(shell ls /usr/bin/clang++ /usr/bin/clang++-[0-9]* 2>/dev/null | head -1)
+RACE_DETECTOR = $(lastword $(sort $(wildcard /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.tsan-x86_64.so)))
+ARCHER = $(lastword $(sort $(wildcard /usr/lib/llvm-*/lib/libarcher.so)))
 sanitize-threads: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt nanobind
-	cmake -S . -B $(RACES) -DCMAKE_BUILD_TYPE=Release -DOPENWORK_SANITIZE_THREADS=ON -DCMAKE_CXX_COMPILER=$(CLANG) \
+	cmake -S . -B $(RACES) -DCMAKE_BUILD_TYPE=Release -DOPENWORK_SANITIZE_THREADS=ON -DCMAKE_CXX_COMPILER=clang++ \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
 	cmake --build $(RACES) --parallel 2
-	LD_PRELOAD="$$($(CLANG) -print-file-name=libclang_rt.tsan-$$(uname -m).so)" OMP_TOOL_LIBRARIES="$$($(CLANG) -print-file-name=libarcher.so)" \
-		TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=0 exitcode=66" OMP_NUM_THREADS=3 \
-		OPENWORK_SANITIZED=$$(echo $(RACES)/_native*.so) \
-		$(BIN)/python -m pytest -q -p tests.kernels.sanitized -p no:faulthandler tests/kernels -k "threads"
+	LD_PRELOAD=$(RACE_DETECTOR) OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" \
+		OPENWORK_SANITIZED=$$(echo $(RACES)/_native*.so) $(BIN)/python -m pytest -q -p tests.kernels.sanitized \
+		-p no:faulthandler -o timeout=900 -W default::RuntimeWarning tests/kernels -k threads
 
 # Known vulnerabilities of the pinned packages, asked from PyPI; a package that it cannot answer for counts as a failure.
 audit: setup
