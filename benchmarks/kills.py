@@ -137,6 +137,8 @@ class Train(Work):
         return f"{self.name}, {'stored' if self.stored else 'masked'}, {self.optimizer}"
 
     def run(self, folder: Path, rank: int) -> None:
+        if self.method.latent and self.optimizer == "lbfgs":
+            os._exit(REFUSED)  # at its first step: LBFGS evaluates the loss several times
         model = perceptron()
         plant_zeros(model, self.method)
         try:

@@ -134,10 +134,10 @@ MUTANTS = [
         f"{FILES} -k leaves",
     ),
     Mutant(
-        "files/checkpoint.py",
+        "archives.py",
         "weights_only=True, mmap",
         "weights_only=False, mmap",
-        f"{CHECKPOINT} -k executed",
+        "tests/test_archives.py -k let_in",
     ),
     Mutant("files/checkpoint.py", "one.load_state_dict(state)", "pass", f"{CHECKPOINT} -k several"),
     Mutant("files/checkpoint.py", "_keep_precision(one, state)", "pass", f"{CHECKPOINT} -k nadam"),
@@ -169,8 +169,18 @@ MUTANTS = [
         "pass",
         f"{SPARSIFIER} -k zeros_stay",
     ),
-    Mutant("connections/stored.py", ".index_fill_(0, grown, 0)", "", f"{SPARSIFIER} -k agree"),
-    Mutant("connections/stored.py", "holder[key] = state", "pass", f"{SPARSIFIER} -k agree"),
+    Mutant(
+        "connections/contract.py",
+        "located(self.positions, positions)\n        if",
+        "located(positions, positions)\n        if",
+        f"{SPARSIFIER} -k agree",
+    ),
+    Mutant(
+        "connections/stored.py",
+        "holder[key] = carried(holder[key], index, stayed)",
+        "pass",
+        f"{SPARSIFIER} -k agree",
+    ),
     Mutant("positions.py", "positions[index] == wanted", "positions[index] >= wanted", POSITIONS),
     Mutant(
         "patterns.py", "above = scores > threshold", "above = scores >= threshold", "tests/test_patterns.py"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from openwork.kernels import conv, native, planes
+from openwork.kernels import conv, conv_index, native, planes
 from openwork.kernels.conv import Convolution, PreparedConv, conv_weight_gradient, prepare_conv, sparse_conv
 from openwork.kernels.linear import ACTIVATIONS
 from tests.kernels.test_linear import DENSE_ACTIVATION
@@ -115,8 +115,8 @@ def test_bits_do_not_depend_on_threads_blocks_or_parts(level, layout, monkeypatc
     try:
         for threads, cache, parts in [(1, 1 << 20, 1), (2, 3000, 2), (3, 9000, 3), (5, 1, 1)]:
             torch.set_num_threads(threads)
-            monkeypatch.setattr(conv, "FIRST_LEVEL_CACHE", cache)
-            monkeypatch.setattr(conv, "part_count", lambda _, parts=parts: parts)
+            monkeypatch.setattr(conv_index, "FIRST_LEVEL_CACHE", cache)
+            monkeypatch.setattr(conv_index, "part_count", lambda _, parts=parts: parts)
             prepared, values, _ = random_weight(convolution, 0.7, torch.Generator().manual_seed(3))
             inputs = [x.requires_grad_(), values.requires_grad_()]
             y = sparse_conv(x, values, prepared, activation="relu")
