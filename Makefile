@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 NATIVE := $(wildcard CMakeLists.txt) $(shell find csrc -type f 2>/dev/null)
 ROOMS := $(shell find openwork -mindepth 2 -name __init__.py)
 
-.PHONY: setup demo test test-all lint format types imports docs check sanitize clean
+.PHONY: setup demo test test-all lint format types imports docs check sanitize sanitize-threads audit clean
 
 setup: $(INSTALLED)
 
@@ -57,6 +57,26 @@ sanitize: setup
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OPENWORK_SANITIZED=$$(echo $(SANITIZED)/_native*.so) \
 		$(BIN)/python -m pytest -q -p tests.kernels.sanitized tests/kernels -k "not compile"
+
+# The kernels watched for races between threads. Needs Clang, its sanitizers, and its OpenMP runtime with Archer, which tells the
+# sanitizer of barriers (Debian: clang, libomp-dev, and libclang-rt-19-dev: that of Clang 14 does not start on new kernels). That of
+# GCC knows nothing of those of libgomp, and sees races everywhere.
+RACES := build/sanitize-threads
+RACE_DETECTOR = $(lastword $(sort $(wildcard /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.tsan-x86_64.so)))
+ARCHER = $(lastword $(sort $(wildcard /usr/lib/llvm-*/lib/libarcher.so)))
+sanitize-threads: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt nanobind
+	cmake -S . -B $(RACES) -DCMAKE_BUILD_TYPE=Release -DOPENWORK_SANITIZE_THREADS=ON -DCMAKE_CXX_COMPILER=clang++ \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	cmake --build $(RACES) --parallel 2
+	LD_PRELOAD=$(RACE_DETECTOR) OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" \
+		OPENWORK_SANITIZED=$$(echo $(RACES)/_native*.so) $(BIN)/python -m pytest -q -p tests.kernels.sanitized \
+		-p no:faulthandler -o timeout=900 -W default::RuntimeWarning tests/kernels -k threads
+
+# Known vulnerabilities of the pinned packages, asked from PyPI; a package that it cannot answer for counts as a failure.
+audit: setup
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf .venv build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -284,25 +284,31 @@ def _rises(errors: dict[str, float], *names: str) -> bool:
     return all(errors[a] <= errors[b] * (1 + 1e-6) for a, b in pairwise(names))
 
 
-def errors(subject: MiniLM | GPT) -> list[dict[str, object]]:
+def errors(subject: MiniLM | GPT, pattern: str) -> list[dict[str, object]]:
     """Errors of every layer for Wanda's mask, and whether they stand in order."""
-    rows: list[dict[str, object]] = []
-    for pattern in ("50 %", "70 %"):
-        Errors.found.clear()
-        recipe = [ow.Wanda(sparsity=PATTERNS[pattern][0]), Errors()]
-        ow.sparsify_(copy.deepcopy(subject.dense), recipe, data=subject.data)
-        for layer, e in Errors.found.items():
-            rows.append(
-                {
-                    "model": subject.name,
-                    "pattern": pattern,
-                    "layer": layer,
-                    **e,
-                    "in_order": all(_rises(e, *names) for names in SAME_MASK),
-                    "masks_in_order": _rises(e, *ACROSS),
-                }
-            )
-    return rows
+    Errors.found.clear()
+    recipe = [ow.Wanda(sparsity=PATTERNS[pattern][0]), Errors()]
+    ow.sparsify_(copy.deepcopy(subject.dense), recipe, data=subject.data)
+    return [
+        {
+            "model": subject.name,
+            "pattern": pattern,
+            "layer": layer,
+            **e,
+            "in_order": all(_rises(e, *names) for names in SAME_MASK),
+            "masks_in_order": _rises(e, *ACROSS),
+        }
+        for layer, e in Errors.found.items()
+    ]
+
+
+def _tell(pattern: str, rows: list[dict[str, object]]) -> None:
+    names = (*SAME_MASK[1], "gradients", *ACROSS)
+    means = {k: sum(float(str(r[k])) for r in rows) / len(rows) for k in names}
+    for order in ("in_order", "masks_in_order"):
+        outside = [r["layer"] for r in rows if not r[order]]
+        print(f"  errors {pattern}, not {order}: {outside or 'none'} of {len(rows)}")
+    print(f"  errors {pattern}: {means}")
 
 
 def streams(subject: MiniLM | GPT) -> list[dict[str, object]]:
@@ -390,21 +396,15 @@ def main() -> None:
             print(f"  {part:8} {method:34} {pattern:5} {told}", flush=True)
             if options.out:
                 _write(options.out, found)
-        if "errors" in options.part and not any(r["model"] == name for r in found["errors"]):
-            rows = errors(subject)
-            found["errors"] += rows
-            for pattern in ("50 %", "70 %"):
-                some = [r for r in rows if r["pattern"] == pattern]
-                means = {
-                    k: sum(float(str(r[k])) for r in some) / len(some)
-                    for k in (*SAME_MASK[1], "gradients", *ACROSS)
-                }
-                for order in ("in_order", "masks_in_order"):
-                    outside = [r["layer"] for r in some if not r[order]]
-                    print(f"  errors {pattern}, not {order}: {outside or 'none'} of {len(some)}")
-                print(f"  errors {pattern}: {means}")
-            if options.out:
-                _write(options.out, found)
+        every = {row.name for row in ow.plan(subject.dense, ow.Wanda(exclude=subject.outside)).sparse}
+        for pattern in ("50 %", "70 %") if "errors" in options.part else ():
+            others = [r for r in found["errors"] if (r["model"], r["pattern"]) != (name, pattern)]
+            if every > {r["layer"] for r in found["errors"] if r not in others}:
+                rows = errors(subject, pattern)
+                found["errors"] = others + rows
+                _tell(pattern, rows)
+                if options.out:
+                    _write(options.out, found)
         if "streams" in options.part and not any(r["model"] == name for r in found.get("streams", [])):
             found["streams"] = [*found.get("streams", []), *streams(subject)]
             if options.out:

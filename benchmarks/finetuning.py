@@ -240,6 +240,18 @@ def spread(values):
     }
 
 
+def summary(tables, numbers, seeds):
+    """Means and deviations over the seeds so far."""
+    tuning = {
+        name: {"trained": numbers[name], "new": spread([a for a, _ in v]), "old": spread([b for _, b in v])}
+        for name, v in tables["tuning"].items()
+    }
+    others = {
+        key: {n: spread(v) for n, v in tables[key].items()} for key in ("thinning", "merging", "low rank")
+    }
+    return {"machine": str(machine()), "seeds": seeds, "tuning": tuning, **others}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
@@ -247,7 +259,7 @@ def main():
     options = parser.parse_args()
     task, began = digits(), time.perf_counter()
     tables: dict[str, dict[str, list]] = {"tuning": {}, "thinning": {}, "merging": {}, "low rank": {}}
-    numbers = {}
+    numbers, record = {}, {}
     for seed in range(options.seeds):
         base = pretrained(task, seed)
         models = {}
@@ -265,22 +277,10 @@ def main():
             tables["merging"].setdefault(name, []).append(got)
         for name, got in low_rank(task, seed).items():
             tables["low rank"].setdefault(name, []).append(got)
-        print(f"seed {seed} done after {time.perf_counter() - began:.0f} s")
-    record = {
-        "machine": str(machine()),
-        "seeds": options.seeds,
-        "tuning": {
-            name: {
-                "trained": numbers[name],
-                "new": spread([a for a, _ in v]),
-                "old": spread([b for _, b in v]),
-            }
-            for name, v in tables["tuning"].items()
-        },
-        **{
-            key: {n: spread(v) for n, v in tables[key].items()} for key in ("thinning", "merging", "low rank")
-        },
-    }
+        print(f"seed {seed} done after {time.perf_counter() - began:.0f} s", flush=True)
+        record = summary(tables, numbers, seed + 1)
+        if options.out:
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
     for name, row in record["tuning"].items():
         print(
             f"{name:28} {row['trained']:>6} trained   new {row['new']['mean']:.3f}   old {row['old']['mean']:.3f}"
@@ -289,8 +289,6 @@ def main():
         print()
         for name, row in record[key].items():
             print(f"{name:40} {row['mean']:.3f} +- {row['deviation']:.3f}")
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

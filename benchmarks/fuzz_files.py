@@ -19,7 +19,6 @@ import argparse
 import faulthandler
 import json
 import os
-import platform
 import random
 import resource
 import signal
@@ -29,12 +28,14 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from hostile.archives import Calibrations, Checkpoints
 from hostile.data import Data
+from hostile.deltas import Deltas
 from hostile.folders import Folders
 from hostile.reader import Reader
 from hostile.sparse_files import SparseFiles
@@ -42,10 +43,12 @@ from hostile.states import Layers, Sparsifiers
 from hostile.texts import Texts
 
 import openwork
+from openwork.compare.machine import machine
 from openwork.durable import replacing
 
 READERS: dict[type[Reader], int] = {
-    SparseFiles: 62,
+    SparseFiles: 61,
+    Deltas: 1,
     Layers: 12,
     Texts: 12,
     Sparsifiers: 5,
@@ -150,7 +153,7 @@ def apart(reader: type[Reader], seed: int, first: int, count: int) -> dict[str, 
         return found
 
 
-def report(seed: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def report(seed: int, asked: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Everything that was tried, by reader."""
     readers: dict[str, dict[str, Any]] = {}
     for key, part in found.items():
@@ -167,8 +170,9 @@ def report(seed: int, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "command": "python benchmarks/fuzz_files.py " + " ".join(sys.argv[1:]),
         "openwork": openwork.__version__,
         "torch": torch.__version__,
-        "machine": platform.platform(),
+        "machine": asdict(machine()),
         "seed": seed,
+        "asked": asked,
         "inputs": sum(reader["inputs"] for reader in readers.values()),
         "faults": sum(reader["outcomes"]["fault"] for reader in readers.values()),
         "seconds": round(sum(part["seconds"] for part in found.values())),
@@ -208,10 +212,11 @@ def main() -> int:
         )
         if kept:
             write(kept, found)
-    result = report(asked.seed, found)
-    if asked.out:
+            write(asked.out, report(asked.seed, asked.inputs, found))
+    result = report(asked.seed, asked.inputs, found)
+    if kept:
         write(asked.out, result)
-        kept.unlink()
+        kept.unlink(missing_ok=True)
     for reader, part in result["readers"].items():
         print(f"{part['inputs']:>8}  {reader}: {dict(part['outcomes'])}, peak memory {part['peak_mib']} MiB")
         for fault in part["faults"]:

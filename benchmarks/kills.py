@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import random
 import re
 import signal
@@ -48,6 +47,7 @@ from openwork import archives, hf
 from openwork.calibrator.checkpoint import PARTS
 from openwork.cli import main as command
 from openwork.compare.ledger import Ledger
+from openwork.compare.machine import machine
 from openwork.durable import replacing
 from openwork.files.container import opened
 from openwork.method import registry
@@ -472,26 +472,28 @@ def main() -> int:
                     print(fault, file=sys.stderr, flush=True)
                 runs[kind] += 1
                 tried[str(work)] += 1
+                if asked.out:
+                    seconds = round(time.monotonic() - began)
+                    write(asked.out, asked, {"runs": runs, "kills": kills, "faults": faults, "seconds": seconds,
+                                             "tried": tried, "refused": sorted(refused)})  # fmt: skip
             print(f"{kind}: {runs[kind]} runs, {kills[kind]} kills", file=sys.stderr, flush=True)
+    print(f"{runs.total()} runs, {kills.total()} kills, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def write(path: Path, asked: argparse.Namespace, found: Mapping[str, object]) -> None:
     result = {
         "command": "python benchmarks/kills.py " + " ".join(sys.argv[1:]),
         "openwork": ow.__version__,
         "torch": torch.__version__,
-        "machine": platform.platform(),
+        "machine": dataclasses.asdict(machine()),
         "seed": asked.seed,
-        "runs": runs,
-        "kills": kills,
-        "faults": faults,
-        "seconds": round(time.monotonic() - began),
-        "tried": tried,
-        "refused": sorted(refused),
+        "asked": asked.runs,
+        **found,
     }
     text = json.dumps(result, indent=2) + "\n"
-    if asked.out:
-        with replacing(asked.out, len(text)) as partial:
-            partial.write_text(text)
-    print(f"{runs.total()} runs, {kills.total()} kills, {len(faults)} faults")
-    return 1 if faults else 0
+    with replacing(path, len(text)) as partial:
+        partial.write_text(text)
 
 
 if __name__ == "__main__":

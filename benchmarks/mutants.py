@@ -1,23 +1,30 @@
 """Do the tests notice? Breaks the package in one place at a time, in a copy, and runs the tests meant to see it.
 
-    python benchmarks/mutants.py [words that the description of a mutant must contain]
+    python benchmarks/mutants.py [words that the description of a mutant must contain] [--out FILE]
+
+With ``--out`` each outcome is written down at once, and mutants that the file knows are not tried again.
 
 A mutant is killed when its tests fail. One that survives shows a promise that nothing checks.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 180
+PATIENCE = 900
+"""Seconds for the tests of a mutant, on a busy machine; one that makes them endless is killed as well."""
 
 ONLY_THE_COPY = """import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "ScikitBuildRedirectingFinder"]
@@ -45,6 +52,7 @@ FILES, FUZZ, CHECKPOINT, TRUST = (
     "tests/test_checkpoint.py",
     "tests/test_trust.py",
 )
+SIBLINGS = "tests/layouts/test_siblings.py"
 SPARSIFIER, POSITIONS = "tests/test_sparsifier.py", "tests/test_positions.py"
 
 MUTANTS = [
@@ -63,6 +71,11 @@ MUTANTS = [
         "layouts/csr.py", "int(positions[-1]) >= rows * columns", "int(positions[-1]) > rows * columns", CSR
     ),
     Mutant("kernels/topology.py", "high >= columns", "high > columns", TOPOLOGY),
+    Mutant("layouts/siblings.py", "x.is_contiguous() and same_bits(kept.x, x)", "True", SIBLINGS),
+    Mutant("layouts/siblings.py", "kept.parts[index] = None", "pass", SIBLINGS),
+    Mutant("layouts/siblings.py", "self._has_bias(index, bias) and x", "x", SIBLINGS),
+    Mutant("pack/lines.py", "module.training or is_watched(module)", "False", "tests/pack/test_lines.py"),
+    Mutant("pack/lines.py", "self.module.get_submodule(name) is step", "True", "tests/pack/test_lines.py"),
     Mutant(
         "kernels/topology.py", "ascending = col[1:] > col[:-1]", "ascending = col[1:] >= col[:-1]", TOPOLOGY
     ),
@@ -127,6 +140,14 @@ MUTANTS = [
         f"{CHECKPOINT} -k executed",
     ),
     Mutant("files/checkpoint.py", "one.load_state_dict(state)", "pass", f"{CHECKPOINT} -k several"),
+    Mutant("files/checkpoint.py", "_keep_precision(one, state)", "pass", f"{CHECKPOINT} -k nadam"),
+    Mutant(
+        "archives.py", "if (damaged := archive.testzip()) is not None:", "if False:", "tests/test_archives.py"
+    ),
+    Mutant("archives.py", "if nbytes > limit:", "if False:", "tests/test_archives.py -k few_bytes"),
+    Mutant(
+        "connections/contract.py", "stayed &= goes_on[index]", "pass", "tests/train/test_deep_r.py -k anew"
+    ),
     Mutant(
         "sparsifier/sparsifier.py",
         'self.generator.set_state(state["generator"])',
@@ -190,6 +211,8 @@ def killed(mutant: Mutant, copy: Path) -> bool:
         "-x",
         "-p",
         "no:cacheprovider",
+        "-o",
+        f"timeout={PATIENCE}",
         *mutant.tests.split(maxsplit=2),
     ]
     try:
@@ -210,9 +233,10 @@ def killed(mutant: Mutant, copy: Path) -> bool:
     return done.returncode != 0  # less than 0: the system ended it, as when it wants all memory
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], out: Path | None) -> int:
     chosen = [m for m in MUTANTS if all(word in " ".join(m) for word in words)]
-    survivors = 0
+    known: dict[str, bool] = json.loads(out.read_text())["killed"] if out and out.exists() else {}
+    found: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in ("openwork", "tests", "benchmarks", "examples"):
@@ -223,15 +247,30 @@ def main(words: list[str]) -> int:
             shutil.copy(native.origin, copy / "openwork" / "kernels")
         (copy / "sitecustomize.py").write_text(ONLY_THE_COPY)
         for mutant in chosen:
-            dead = killed(mutant, copy)
-            survivors += not dead
-            print(
-                f"{'killed' if dead else 'SURVIVED':<9} {mutant.page}: {mutant.sound!r} -> {mutant.broken!r}",
-                flush=True,
-            )
-    print(f"{len(chosen) - survivors} of {len(chosen)} mutants killed", file=sys.stderr)
-    return 1 if survivors else 0
+            name = f"{mutant.page}: {mutant.sound} -> {mutant.broken}"
+            found[name] = known[name] if name in known else killed(mutant, copy)
+            print(f"{'killed' if found[name] else 'SURVIVED':<9} {name}", flush=True)
+            if out:
+                out.write_text(json.dumps(report(known | found), indent=2, ensure_ascii=False) + "\n")
+    print(f"{sum(found.values())} of {len(chosen)} mutants killed", file=sys.stderr)
+    return 0 if all(found.values()) else 1
+
+
+def report(found: dict[str, bool]) -> dict[str, object]:
+    return {
+        "command": "python benchmarks/mutants.py",
+        "openwork": version("openwork"),
+        "machine": platform.platform(),
+        "mutants": len(found),
+        "dead": sum(found.values()),
+        "survivors": [name for name, dead in found.items() if not dead],
+        "killed": found,
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    sys.exit(main(asked.words, asked.out))

@@ -116,6 +116,7 @@ _PUBLIC = {
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
+    "train.trp": ["TRP"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
     "files.delta": ["add_delta_", "save_delta"],
     "merger": ["Merged", "merge_"],
@@ -130,9 +131,12 @@ _PUBLIC = {
     "finetune.adamr": ["AdamR"],
     "finetune.s2ft": ["S2FT"],
     "finetune.sara": ["SaRA"],
+    "probes.likeness": ["Match", "curve_distance", "matched"],
     "probes.persistence": ["Persistence", "persistence"],
     "probes.prediction": ["Prediction", "predict_from_graphs"],
+    "probes.small_world": ["SmallWorld", "small_world"],
     "probes.topology": ["Wiring", "topology"],
+    "probes.undertraining": ["Undertraining", "undertraining"],
     "probes.width_bound": ["Capacity", "er_capacity"],
     "prune.grasp": ["GraSP"],
     "prune.magnitude": ["Magnitude"],
@@ -141,10 +145,9 @@ _PUBLIC = {
     "prune.synflow": ["SynFlow"],
     "features": ["Features", "select_features"],
     "tasks.graph_network": ["GraphNetwork", "graph_network", "recurrent_masks"],
+    "factor.collapsible": ["Collapsible"],
     "factor.decompose": ["Decompose"],
     "factor.maestro": ["Maestro", "at_ranks"],
-    "factor.trp": ["TRP"],
-    "factor.collapsible": ["Collapsible"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
@@ -209,7 +212,6 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.factor.rps import RPS as RPS
     from openwork.factor.sparse_ift import SparseIFT as SparseIFT
     from openwork.factor.sparse_ift import wide as wide
-    from openwork.factor.trp import TRP as TRP
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -279,14 +281,21 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.probes.average_parameters import pretraining as pretraining
     from openwork.probes.graph_properties import GraphProperties as GraphProperties
     from openwork.probes.graph_properties import graph_properties as graph_properties
+    from openwork.probes.likeness import Match as Match
+    from openwork.probes.likeness import curve_distance as curve_distance
+    from openwork.probes.likeness import matched as matched
     from openwork.probes.persistence import Persistence as Persistence
     from openwork.probes.persistence import persistence as persistence
     from openwork.probes.prediction import Prediction as Prediction
     from openwork.probes.prediction import predict_from_graphs as predict_from_graphs
     from openwork.probes.sensitivity import Sensitivity as Sensitivity
     from openwork.probes.sensitivity import sensitivity as sensitivity
+    from openwork.probes.small_world import SmallWorld as SmallWorld
+    from openwork.probes.small_world import small_world as small_world
     from openwork.probes.topology import Wiring as Wiring
     from openwork.probes.topology import topology as topology
+    from openwork.probes.undertraining import Undertraining as Undertraining
+    from openwork.probes.undertraining import undertraining as undertraining
     from openwork.probes.width_bound import Capacity as Capacity
     from openwork.probes.width_bound import er_capacity as er_capacity
     from openwork.prune.grasp import GraSP as GraSP
@@ -346,6 +355,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST
+    from openwork.train.trp import TRP as TRP
 
     __version__: str
 

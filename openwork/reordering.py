@@ -109,12 +109,11 @@ class _Tracing(TorchFunctionMode):
         tensors = [x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)]
         results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         self._alive += [*tensors, *results]
-        self.uses.update(id(x) for x in tensors if id(x) in self.names)
         if results and tensors:
+            self.uses.update(id(x) for x in tensors if id(x) in self.names)
             self._note(func, tensors, results)
-        self.tied.update(
-            id(x) for x in tensors if x._version != versions[id(x)]
-        )  # changed in place: left alone
+        changed_in_place = [x for x in tensors if x._version != versions[id(x)]]
+        self.tied.update(id(x) for x in changed_in_place)
         return result
 
     def _note(self, func: Any, tensors: list[Tensor], results: list[Tensor]) -> None:
@@ -122,7 +121,9 @@ class _Tracing(TorchFunctionMode):
         own = [t for t in tensors[1:] if isinstance(t, nn.Parameter) and id(t) in self.names]
         if func is F.linear and own and len(own) == len(tensors) - 1:
             self._product(x, own[0], 1, out, [(p, 0) for p in own])
-        elif func is torch.addmm and len(tensors) == 3 and len(own) == 1 and isinstance(x, nn.Parameter):
+        elif (
+            func is torch.addmm and len(tensors) == 3 and _is(tensors[2], own) and isinstance(x, nn.Parameter)
+        ):
             self._product(tensors[1], own[0], 0, out, [(own[0], 1), (x, 0)])
         elif (
             (func in _ELEMENTWISE and len(tensors) == 1)
@@ -184,6 +185,10 @@ class _Tracing(TorchFunctionMode):
         parameters = [(p, a) for p, a in makers] + [(r.weight, r.axis) for r in readers]
         used_once = all(id(p) in self.names and self.uses[id(p)] == 1 for p, _ in parameters)
         return used_once and len({p.shape[a] for p, a in parameters}) == 1
+
+
+def _is(x: Tensor, only: Sequence[Tensor]) -> bool:
+    return len(only) == 1 and only[0] is x
 
 
 def unordered(module: nn.Module, run: Callable[[], Any]) -> list[Channels]:

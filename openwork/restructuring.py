@@ -133,10 +133,9 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
         if isinstance(form, str):
             rows.append(Restructured(name, shape, before, before, 0.0, form))
             continue
-        weights_of = {id(p): p for part, p in form.named_parameters() if part.rpartition(".")[2] != "bias"}
-        own = [p for place, p in weights_of.items() if place not in counted]
+        own = [p for p in form.parameters() if id(p) not in counted]
         counted |= {id(p) for p in own}  # what layers share counts once, for the first of them
-        after = sum(p.numel() for p in own)
+        after = sum(p.numel() for p in own) - (0 if layer.bias is None else layer.bias.numel())
         rows.append(Restructured(name, shape, before, after, _error(layer.weight, form), method.name))
     replaced = {layers[name]: form for name, form in found.items() if isinstance(form, nn.Module)}
     if not replaced:

@@ -109,3 +109,26 @@ def test_a_file_of_another_kind(tmp_path):
         add_delta_(network(), tmp_path / "model")
     with pytest.raises(FileError, match="there is no such file"):
         add_delta_(network(), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("change", ["bit", "shape", "absent", "header"])
+def test_buffers_are_proven_before_anything_changes(change, tmp_path):
+    base = network()
+    save_delta(tmp_path / "d", base, tuned(base, 1), DARE(sparsity=0.9))
+    arrays = load_file(tmp_path / "d")
+    with opened(tmp_path / "d") as container:
+        header = json.loads(container.metadata[KEY])
+    name = next(key for key in arrays if key.startswith("buffer "))
+    if change == "bit":
+        arrays[name].view(-1).view(torch.uint8)[0] ^= 1
+    elif change == "shape":
+        arrays[name] = torch.zeros(2, 2)
+    elif change == "absent":
+        del arrays[name]
+    else:
+        del header["buffers"]
+    save_file(arrays, tmp_path / "d", {KEY: json.dumps(header)})
+    before = copy.deepcopy(state(base))
+    with pytest.raises(FileError, match=r"buffer|not the file of a delta"):
+        add_delta_(base, tmp_path / "d")
+    assert same(before, state(base))

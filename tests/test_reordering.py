@@ -88,7 +88,7 @@ class Odd(nn.Module):
             case "normed":
                 h = F.layer_norm(h, (4,))
             case "scaled":
-                h = 2.0 * h + 1.0
+                h = 2.0 * h.to(self.b.weight.dtype) + 1.0
         return self.b(h)
 
 

@@ -253,6 +253,35 @@ def test_refusals():
         part.merge_()
 
 
+def test_a_weight_in_two_places_is_refused():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"0.weight and 1.weight are one weight"):
+        thaw_(model, SaRA(rearm=1.0))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_layer_that_is_called_by_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    model = Named()
+    part = thaw_(model, S2FT(names={"down": ("fc.weight",)}, shares={"down": 0.5}))
+    model(torch.ones(2, 6)).sum().backward()
+    (values,) = part.parameters()
+    assert torch.equal(values.grad, torch.full((4, 3), 2.0))
+    with pytest.raises(RuntimeError):
+        model(torch.ones(2, 5))
+    model.zero_grad()
+    (model.fc.weight.sum() * 3).backward()  # outside of its layer again
+    assert torch.equal(values.grad, torch.full((4, 3), 3.0))
+
+
 def test_parts_take_and_put():
     t = torch.arange(24.0).view(2, 3, 4)
     s, p = Slice(2, torch.tensor([1, 3]), True), Scatter(torch.tensor([0, 7, 23]))

@@ -261,15 +261,15 @@ def test_a_layer_that_loses_its_last_connection_is_told(stored: bool) -> None:
     sparsifier = ow.attach(model, optimizer, method)
     with torch.no_grad():
         (model[2].weight_values if stored else model[2].weight).mul_(1e-6)
-    assert sparsifier.plan.collapsed == () or "2.weight" not in sparsifier.summary()
+    assert "2.weight keeps no connection" not in sparsifier.summary()
 
-    def four_steps() -> None:
+    def train() -> None:
         for _ in range(4):
             model(torch.ones(3, 40)).sum().backward()
             optimizer.step()
 
     with pytest.warns(SparsifierWarning, match=r"collapsed a layer: 2.weight keeps no connection"):
-        four_steps()
+        train()
     assert not sparsifier.connections["2.weight"].kept
     assert "2.weight keeps no connection" in sparsifier.summary()
 

@@ -19,6 +19,7 @@ from hostile.reader import Reader
 from openwork.files import FileError, inspect, load, load_masks, save
 from openwork.files.header import DTYPES, array_digest
 from openwork.layouts.csr import CSR
+from openwork.layouts.group_int4 import GroupInt4Linear
 from openwork.layouts.linear import SparseLinear
 
 LIMIT = 64 << 20
@@ -60,6 +61,17 @@ class Dense(nn.Module):
         torch.ones(2, 40) @ self.w.T
 
 
+class Coded(nn.Module):
+    """An ordinary layer where the file has groups of 4-bit codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(40, 9)
+
+    def compute(self) -> None:
+        self.a(torch.ones(3, 40))
+
+
 def corpus(folder: Path) -> list[tuple[Path, type[nn.Module], dict[str, torch.dtype]]]:
     """Sound files, and how to build the model that each was saved from."""
     files = []
@@ -72,7 +84,10 @@ def corpus(folder: Path) -> list[tuple[Path, type[nn.Module], dict[str, torch.dt
         folder / "dense",
         masks={"w": torch.ones(30, 40, dtype=torch.bool), "empty": torch.ones(4, 0) > 0},
     )
-    return [*files, (folder / "dense", Dense, {})]
+    coded = Coded()
+    coded.a = GroupInt4Linear.from_dense(torch.randn(9, 40, generator=torch.Generator().manual_seed(2)))
+    save(coded, folder / "coded")
+    return [*files, (folder / "dense", Dense, {}), (folder / "coded", Coded, {})]
 
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:

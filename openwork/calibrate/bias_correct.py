@@ -23,6 +23,9 @@ class BiasCorrect(Calibrated):
     Costs nothing, and is the honest competitor of everything that repairs a pruned layer. It belongs after the stages that change
     weights. An input that is constant can be removed with no error at all.
 
+    Where weights are only taken away and a layer norm comes after, it can do harm: what varies has become smaller too, and the
+    norm then lets through more of the mean. :class:`openwork.Rescale` restores both.
+
     Args:
         add: give a bias to layers that have none, which changes what the model's class and its files have to hold; otherwise
             (default) such layers are left as they are.

@@ -27,7 +27,8 @@ class DSnoT(Calibrated):
     ``|e|`` is small, when a swap would overshoot, or when nothing is left to swap; with n:m, the two come from the same group.
 
     It looks at the mean of the error, not at its energy: with inputs of zero mean it does nothing useful, and
-    :class:`openwork.BiasCorrect` removes the same mean at no cost. Always compare the two.
+    :class:`openwork.BiasCorrect` removes the same mean at no cost. Always compare the two, and with :class:`openwork.Rescale`:
+    before a layer norm, the mean alone can do harm.
 
     Args:
         swaps: per output unit, at most.

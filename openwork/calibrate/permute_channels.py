@@ -64,12 +64,10 @@ class PermuteChannels(BlockCalibrated):
     def solve_block(self, block: Block) -> Mapping[str, Any]:
         nm = pattern(self.pattern)
         assert isinstance(nm, NM)
-        worked_on = {m.weight.name.removeprefix(f"{block.name}."): m for m in block.layers.values()}
+        worked_on = {m.weight.name.removeprefix(f"{block.name}.") for m in block.layers.values()}
         with torch.no_grad():
             free = unordered(block.module, lambda: block.inputs[0].outputs(block.module))
-            fitting = [
-                c for c in free if c.channels % nm.of == 0 and any(r.name in worked_on for r in c.readers)
-            ]
+            fitting = [c for c in free if c.channels % nm.of == 0 and self._weights(c) <= worked_on]
             seen = observed(block, fitting, gram=False) if fitting else {}
             gains: dict[str, dict[str, Any]] = {}
             for channels in fitting:
@@ -78,6 +76,11 @@ class PermuteChannels(BlockCalibrated):
                 self._reorder(block, channels, order)
         moved = {r.name for c in fitting for r in c.readers}
         return {"permuted": gains, "in their order": sorted(name for name in worked_on if name not in moved)}
+
+    @staticmethod
+    def _weights(channels: Channels) -> set[str]:
+        """The matrices that make and read the channels; all must be the stage's, for their masks move with them."""
+        return {name for name, parameter, _ in channels.parameters() if parameter.dim() > 1}
 
     def _arranged(self, channels: Channels, seen: Statistics, nm: NM) -> tuple[Tensor, float, float]:
         norms = seen.squares.sqrt() ** self.power

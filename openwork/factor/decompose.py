@@ -86,8 +86,8 @@ def _channel(conv: nn.Conv2d, left: Tensor, right: Tensor) -> nn.Module:
     """``left [out, k]``, ``right [k, in * kh * kw]``."""
     geometry: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
     size: Any = conv.kernel_size
-    first = nn.Conv2d(conv.in_channels, len(right), size, bias=False, **geometry)
-    last = nn.Conv2d(len(right), conv.out_channels, 1, bias=conv.bias is not None)
+    first = _empty(conv.in_channels, len(right), size, bias=False, **geometry)
+    last = _empty(len(right), conv.out_channels, 1, bias=conv.bias is not None)
     return _filled(conv, first, right.view(-1, *conv.weight.shape[1:]), last, left[:, :, None, None])
 
 
@@ -97,11 +97,16 @@ def _spatial(conv: nn.Conv2d, left: Tensor, right: Tensor) -> nn.Module:
     (sh, sw), (dh, dw) = conv.stride, conv.dilation
     assert not isinstance(conv.padding, str)
     ph, pw = conv.padding
-    first = nn.Conv2d(inputs, k, (kh, 1), (sh, 1), (ph, 0), (dh, 1), bias=False)
-    last = nn.Conv2d(k, out, (1, kw), (1, sw), (0, pw), (1, dw), bias=conv.bias is not None)
+    first = _empty(inputs, k, (kh, 1), (sh, 1), (ph, 0), (dh, 1), bias=False)
+    last = _empty(k, out, (1, kw), (1, sw), (0, pw), (1, dw), bias=conv.bias is not None)
     columns = left.view(inputs, kh, k).permute(2, 0, 1).unsqueeze(3)
     rows = right.view(k, out, kw).permute(1, 0, 2).unsqueeze(2)
     return _filled(conv, first, columns, last, rows)
+
+
+def _empty(*shape: Any, **geometry: Any) -> nn.Conv2d:
+    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *shape, **geometry)  # draws no weights that nobody needs
+    return conv
 
 
 def _filled(conv: nn.Conv2d, first: nn.Conv2d, one: Tensor, last: nn.Conv2d, other: Tensor) -> nn.Module:

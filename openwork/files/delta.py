@@ -78,6 +78,7 @@ def save_delta(
         if name in state and buffer.is_floating_point() and name in base.state_dict():
             arrays[f"buffer {name}"] = state[name].detach().cpu()
     header = {"format": 1, "method": method.record(), "keep_zeros": keep_zeros, "digests": digests}
+    header["buffers"] = {key: _digest(array) for key, array in arrays.items() if key.startswith("buffer ")}
     write(path, arrays, {KEY: json.dumps(header)})
 
 
@@ -111,9 +112,9 @@ def add_delta_(model: nn.Module, path: str | os.PathLike[str]) -> None:
                     "torch with another random generator"
                 )
         buffers = {
-            n: container.read(f"buffer {n}")
-            for n, _ in model.named_buffers()
-            if f"buffer {n}" in container.arrays
+            n: _buffer(container, header, n, buffer)
+            for n, buffer in model.named_buffers()
+            if f"buffer {n}" in header["buffers"]
         }
     for name, p in own.items():
         p.copy_(result[name])
@@ -142,6 +143,14 @@ def _change(container: Container, thinning: Thinning, name: str, p: Tensor) -> T
     return _scattered(values, positions, p)
 
 
+def _buffer(container: Container, header: Any, name: str, own: Tensor) -> Tensor:
+    key = f"buffer {name}"
+    found = container.read(key) if key in container.arrays else None
+    if found is None or found.shape != own.shape or _digest(found) != header["buffers"][key]:
+        raise FileError(f"{container.where}: {key} is not what was saved; fetch or save it again")
+    return found
+
+
 def _scattered(values: Tensor, positions: Tensor, p: Tensor) -> Tensor:
     dense = torch.zeros(p.numel(), dtype=torch.float64)
     dense[positions] = values.double()
@@ -155,20 +164,27 @@ def _digest(tensor: Tensor) -> str:
 def _header(container: Container) -> Any:
     try:
         header = json.loads(container.metadata[KEY])
-        if header["format"] != 1:
-            raise FileError(
-                f"{container.where}: a delta of format {header['format']}, and this openwork reads format 1: update openwork"
-            )
-        well = isinstance(header["method"], dict) and isinstance(header["digests"], dict)
+        newer = type(header["format"]) is int and header["format"] > 1
+        well = all(isinstance(header[key], dict) for key in ("method", "digests", "buffers"))
+        well &= isinstance(header["keep_zeros"], bool)
+        if header["format"] != 1 and not newer:
+            raise KeyError("format")
         if not well or not all(isinstance(d, list) and len(d) == 2 for d in header["digests"].values()):
             raise KeyError("digests")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FileError(f"{container.where}: not the file of a delta, see openwork.save_delta") from error
+    if newer:
+        raise FileError(
+            f"{container.where}: a delta of format {header['format']}, and this openwork reads format 1: update openwork"
+        )
     return header
 
 
 def _method(header: Any, where: str) -> Merging:
-    method = stage(header["method"], where)
+    try:
+        method = stage(header["method"], where)
+    except ValueError as error:
+        raise FileError(str(error)) from error
     if not isinstance(method, Merging):
         raise FileError(f"{where}: {method.name} is no method that makes deltas")
     return method

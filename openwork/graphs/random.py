@@ -1,7 +1,7 @@
-"""Random graphs that resemble those of nature: small worlds, and graphs with hubs.
+"""Random graphs: small worlds, graphs with hubs, and what chance makes of given degrees.
 
-Both are undirected and without loops: bool ``[n, n]``, symmetric, False on the diagonal. They are drawn from a generator of the
-seed; the global random state is never touched.
+The first two are undirected and without loops: bool ``[n, n]``, symmetric, False on the diagonal; the third is of a layer. The
+global random state is never touched.
 """
 
 from __future__ import annotations
@@ -76,6 +76,31 @@ def barabasi_albert(nodes: int, links: int, seed: int = 0) -> Tensor:
         ends = torch.multinomial(degrees, links, replacement=False, generator=generator)
         linked[node, ends] = linked[ends, node] = True
     return linked
+
+
+def exchanged(graph: Tensor, generator: torch.Generator, times: int = 10) -> Tensor:
+    """A layer with its links exchanged at random, in which every unit has the degree it had.
+
+    Two links ``i - j`` and ``k - l`` become ``i - l`` and ``k - j``, where those are not there yet.
+
+    Args:
+        graph: ``[out, in]``, bool; not changed.
+        generator: of the draws.
+        times: trials for each link.
+    """
+    outputs, inputs = (ends.tolist() for ends in graph.nonzero(as_tuple=True))
+    there = set(zip(outputs, inputs, strict=True))
+    pairs = torch.randint(max(1, len(outputs)), (times * len(outputs), 2), generator=generator).tolist()
+    for a, b in pairs:
+        one, other = (outputs[a], inputs[b]), (outputs[b], inputs[a])
+        if one in there or other in there:
+            continue
+        there -= {(outputs[a], inputs[a]), (outputs[b], inputs[b])}
+        there |= {one, other}
+        inputs[a], inputs[b] = inputs[b], inputs[a]
+    found = torch.zeros(graph.shape, dtype=torch.bool)
+    found[outputs, inputs] = True
+    return found
 
 
 def _one_of(weights: Tensor, generator: torch.Generator) -> int:

@@ -79,15 +79,19 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``nn.Sequential``."""
-        modules = list(self)
-        at = 0
-        while at < len(modules):
-            found, end = links(modules, at)
-            if len(found) > 1 and _suits(x, found):
-                x, at = _run(x, found), end
-            else:
-                x, at = modules[at](x), at + 1
-        return x
+        return through(list(self), x)
+
+
+def through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """``x`` through modules one after the other, in tiles from layer to layer where that suits."""
+    at = 0
+    while at < len(modules):
+        found, end = links(modules, at)
+        if len(found) > 1 and _suits(x, found):
+            x, at = _run(x, found), end
+        else:
+            x, at = modules[at](x), at + 1
+    return x
 
 
 def chained(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
@@ -111,11 +115,11 @@ def links(modules: Sequence[nn.Module], at: int = 0) -> tuple[list[Link], int]:
     found: list[Link] = []
     while at < len(modules):
         layer = modules[at]
-        if not isinstance(layer, SparseLinear) or type(layer) not in LAYERS or _is_watched(layer):
+        if not isinstance(layer, SparseLinear) or type(layer) not in LAYERS or is_watched(layer):
             break
         at += 1
         after: list[nn.Module] = []
-        while at < len(modules) and type(module := modules[at]) in POINTWISE and not _is_watched(module):
+        while at < len(modules) and type(module := modules[at]) in POINTWISE and not is_watched(module):
             after.append(module)
             at += 1
         relu = bool(after) and type(after[0]) is nn.ReLU
@@ -185,7 +189,7 @@ def _suits(x: object, found: Sequence[Link]) -> bool:
     return all(link.layer.takes_tiles(x) for link in found)
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether someone sees what goes into the module or comes out of it, or its gradients."""
     return bool(
         module._forward_hooks

@@ -95,7 +95,7 @@ class Chained:
     """What was measured for the chains of a model: layers that hand their activations on in tiles.
 
     Attributes:
-        names: of the ``nn.Sequential`` that have such layers.
+        names: of the modules that have such layers: an ``nn.Sequential``, or one whose code calls them in a line.
         form: ``chained`` or ``layers``.
         layers_ms: milliseconds of the whole model without chains.
         packed_ms: milliseconds in the form chosen.

@@ -164,7 +164,7 @@ def thaw_(model: nn.Module, method: Thawing) -> Thawed:
     says so.
 
     Args:
-        model: any module.
+        model: any module, on the device where it is to be trained.
         method: which parts, such as ``ow.S2FT()`` or ``ow.SaRA(fraction=0.1)``.
 
     Returns:
@@ -172,7 +172,8 @@ def thaw_(model: nn.Module, method: Thawing) -> Thawed:
 
     Raises:
         TypeError: the method does not thaw.
-        ValueError: there is nothing to train, or a glob matches no weight. The model has not changed then.
+        ValueError: there is nothing to train, a glob matches no weight, or several modules share one that would be trained. The
+            model has not changed then.
     """
     if not isinstance(method, Thawing):
         raise TypeError(
@@ -182,6 +183,12 @@ def thaw_(model: nn.Module, method: Thawing) -> Thawed:
     weights = [row.weight for row in plan(model, method).sparse]
     parts = method.parts(model, weights)
     known = {w.name: w for w in weights}
+    for name in parts:
+        holders = [n for n, p in model.named_parameters(remove_duplicate=False) if p is known[name].parameter]
+        if len(holders) > 1:
+            raise ValueError(
+                f"{' and '.join(holders)} are one weight, and its parts can be trained where it has one place only: exclude it"
+            )
     return Thawed(
         method,
         model,

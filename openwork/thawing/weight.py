@@ -94,7 +94,9 @@ class ThawedWeight(nn.Module):
         self._undo.append(module.register_state_dict_pre_hook(self._before_saving).remove)
         if partial:
             self._undo.append(module.register_forward_pre_hook(self._enter).remove)
-            self._undo.append(module.register_forward_hook(self._leave, always_call=True).remove)
+            self._undo.append(
+                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True).remove
+            )
 
     def detach(self) -> None:
         """Let it see the weight plainly again, as it is now."""
@@ -158,11 +160,12 @@ class ThawedWeight(nn.Module):
     def _enter(self, *_: Any) -> None:
         self._inside = True
 
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], y: Any) -> Any:
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], y: Any) -> Any:
         self._inside = False
         if not isinstance(y, Tensor) or not torch.is_grad_enabled():
             return None
-        return _Product.apply(y, inputs[0], self.values, self)  # type: ignore[no-untyped-call]
+        (x,) = (*inputs, *named.values())
+        return _Product.apply(y, x, self.values, self)  # type: ignore[no-untyped-call]
 
 
 def is_plain(module: nn.Module) -> bool:

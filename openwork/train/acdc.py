@@ -38,7 +38,8 @@ class ACDC(Training):
         compress    that is final, for the last `last_sparse` of the run
 
     A mask is chosen once a phase. Sparse networks are under-trained by the schedules of dense ones (Kuznedelev et al., 2024,
-    arXiv 2308.02060): while the sparse loss is above the dense one at the end, a longer run is worth more than another method.
+    arXiv 2308.02060): while the sparse loss is above the dense one at the end (:func:`openwork.undertraining`), a longer run is
+    worth more than another method.
 
     Args:
         warmup, sparse, dense, last_dense, last_sparse: lengths of the phases as parts of the run; 0.1, 0.05, 0.05, 0.1, 0.15 as

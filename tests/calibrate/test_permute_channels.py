@@ -101,3 +101,18 @@ def test_where_every_order_is_tied_nothing_happens_and_the_layers_are_named():
     assert all(torch.equal(before[n][w != 0], w[w != 0]) for n, w in model.state_dict().items())
     with pytest.raises(ValueError, match="matters for n:m"):
         ow.PermuteChannels(pattern="unstructured")
+
+
+def test_channels_stay_where_one_of_their_layers_is_excluded():
+    model, dense = gpt(), gpt()
+    recipe = [
+        ow.Magnitude(sparsity=0.5),
+        ow.PermuteChannels(exclude=("*.up.*",)),
+        ow.Refit(exclude=("*.up.*",)),
+    ]
+    found = ow.sparsify_(model, recipe, data=windows())
+    assert found.parts["blocks.0"]["permuted"] == {}
+    assert "mlp.down.weight" in found.parts["blocks.0"]["in their order"]
+    for name, mask in found.masks.items():
+        if ".up." in name:
+            assert torch.equal(weights(model)[name], weights(dense)[name] * mask)

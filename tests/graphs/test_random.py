@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openwork.graphs import barabasi_albert, shortest_paths, watts_strogatz
+from openwork.graphs import barabasi_albert, exchanged, shortest_paths, watts_strogatz
 
 
 def is_graph(graph):
@@ -77,3 +77,16 @@ def test_the_global_state_is_left_alone():
         watts_strogatz(20, 4, 0.5)
         barabasi_albert(20, 2)
         assert torch.equal(before, torch.get_rng_state())
+
+
+def test_exchanged_links_leave_every_degree():
+    g = torch.Generator().manual_seed(0)
+    graph = torch.rand(23, 17, generator=g) < 0.2
+    before = graph.clone()
+    found = exchanged(graph, g)
+    assert torch.equal(graph, before)
+    assert torch.equal(found.sum(0), graph.sum(0))
+    assert torch.equal(found.sum(1), graph.sum(1))
+    assert int((found & graph).sum()) < 0.6 * int(graph.sum())
+    for stuck in (torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)):
+        assert torch.equal(exchanged(stuck, g), stuck)

@@ -1,4 +1,5 @@
-"""A pytest plugin (`-p tests.kernels.sanitized`): tests run with the kernels built at OPENWORK_SANITIZED, see `make sanitize`.
+"""A pytest plugin (`-p tests.kernels.sanitized`): tests run with the kernels built at OPENWORK_SANITIZED, see `make sanitize`
+and `make sanitize-threads`.
 
 Those watch every access to memory and stop the process at the first that is wrong, so few examples go a long way.
 """
