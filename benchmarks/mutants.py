@@ -52,6 +52,7 @@ FILES, FUZZ, CHECKPOINT, TRUST = (
     "tests/test_checkpoint.py",
     "tests/test_trust.py",
 )
+SIBLINGS = "tests/layouts/test_siblings.py"
 SPARSIFIER, POSITIONS = "tests/test_sparsifier.py", "tests/test_positions.py"
 
 MUTANTS = [
@@ -70,6 +71,11 @@ MUTANTS = [
         "layouts/csr.py", "int(positions[-1]) >= rows * columns", "int(positions[-1]) > rows * columns", CSR
     ),
     Mutant("kernels/topology.py", "high >= columns", "high > columns", TOPOLOGY),
+    Mutant("layouts/siblings.py", "x.is_contiguous() and same_bits(kept.x, x)", "True", SIBLINGS),
+    Mutant("layouts/siblings.py", "kept.parts[index] = None", "pass", SIBLINGS),
+    Mutant("layouts/siblings.py", "self._has_bias(index, bias) and x", "x", SIBLINGS),
+    Mutant("pack/lines.py", "module.training or is_watched(module)", "False", "tests/pack/test_lines.py"),
+    Mutant("pack/lines.py", "self.module.get_submodule(name) is step", "True", "tests/pack/test_lines.py"),
     Mutant(
         "kernels/topology.py", "ascending = col[1:] > col[:-1]", "ascending = col[1:] >= col[:-1]", TOPOLOGY
     ),

@@ -116,6 +116,7 @@ _PUBLIC = {
     "train.static_random": ["StaticRandom"],
     "train.str": ["STR"],
     "train.top_kast": ["TopKAST"],
+    "train.trp": ["TRP"],
     "probes.average_parameters": ["AverageLaw", "Pretraining", "fit_average_law", "pretraining"],
     "files.delta": ["add_delta_", "save_delta"],
     "merger": ["Merged", "merge_"],
@@ -147,7 +148,6 @@ _PUBLIC = {
     "factor.collapsible": ["Collapsible"],
     "factor.decompose": ["Decompose"],
     "factor.maestro": ["Maestro", "at_ranks"],
-    "factor.trp": ["TRP"],
     "factor.monarch": ["Monarch"],
     "factor.pixelfly": ["Pixelfly"],
     "factor.rps": ["RPS"],
@@ -212,7 +212,6 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.factor.rps import RPS as RPS
     from openwork.factor.sparse_ift import SparseIFT as SparseIFT
     from openwork.factor.sparse_ift import wide as wide
-    from openwork.factor.trp import TRP as TRP
     from openwork.features import Features as Features
     from openwork.features import select_features as select_features
     from openwork.files import FileError as FileError
@@ -356,6 +355,7 @@ if TYPE_CHECKING:  # the same names, spelled for type checkers and editors
     from openwork.train.static_random import StaticRandom as StaticRandom
     from openwork.train.str import STR as STR
     from openwork.train.top_kast import TopKAST as TopKAST
+    from openwork.train.trp import TRP as TRP
 
     __version__: str
 

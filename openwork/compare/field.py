@@ -16,7 +16,7 @@ from typing import Any
 from openwork.compare.contest import Contestant
 from openwork.compare.perceptrons import Perceptrons
 from openwork.method import Method, registry
-from openwork.patterns import NM, pattern
+from openwork.patterns import NM, Groups, Pattern, pattern
 from openwork.pruner import Pruning
 from openwork.sparsifier import Training
 from openwork.train.static_random import StaticRandom
@@ -37,10 +37,20 @@ LARGEST_GROUP = 64
 
 
 def shelf() -> list[type[Method]]:
-    """Every registered method that decides which connections a network has, while it trains or before."""
+    """Every registered method that decides which connections a network has, while it trains or before. Those that decide on whole
+    units are not among them: the units of the last layer are the answers.
+    """
     return [
-        cls for cls in registry().values() if issubclass(cls, (Training, Pruning)) and not cls.reads_zeros
+        cls
+        for cls in registry().values()
+        if issubclass(cls, (Training, Pruning)) and not cls.reads_zeros and not _of_units(cls)
     ]
+
+
+def _of_units(cls: type[Method]) -> bool:
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    spelling = defaults["pattern"]
+    return isinstance(spelling, (str, Pattern)) and isinstance(pattern(spelling), Groups)
 
 
 def field(

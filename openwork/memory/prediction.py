@@ -76,7 +76,7 @@ class Memory:
         return {form: {**asdict(held), "peak": held.peak} for form, held in self.forms.items()}
 
     def __str__(self) -> str:
-        parts = ("parameters", "gradients", "optimizer", "indices", "activations", "peak")
+        parts = ("parameters", "gradients", "optimizer", "indices", "activations", "buffers", "peak")
         lines = [("MiB", *FORMS)]
         lines += [(part, *(f"{getattr(self.forms[f], part) / 2**20:.1f}" for f in FORMS)) for part in parts]
         dense = self.forms["dense"].peak
@@ -89,7 +89,7 @@ class Memory:
 def training_memory(
     model: nn.Module, method: Method, example: Tensor, *, batch: int, optimizer: str | MakeOptimizer = "adam"
 ) -> Memory:
-    """Predict the memory of a training step. Nothing is changed, and nothing large is allocated.
+    """Predict the memory of a training step. Nothing is changed, and nothing larger than one parameter's gradient is allocated.
 
     Args:
         model: dense, or with layers that hold only their kept connections; tensors on the ``meta`` device will do.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwork import DNW, GMP, SNIP, SRSTE, SSVI, Magnitude, RandomSearch, RigL, StaticRandom
+from openwork import DNW, GMP, SNIP, SRSTE, SSVI, GrowSCS, Magnitude, RandomSearch, RigL, StaticRandom
 from openwork.cli import main
 from openwork.compare import comparison as page
 from openwork.compare import contest
@@ -105,6 +105,7 @@ def test_every_method_that_decides_takes_part_and_fits():
         "pgf_nm",
     }
     assert KeepZeros not in shelf()
+    assert GrowSCS not in shelf()  # it would take away answers
     model = Perceptrons((64, 32, 32, 10))
     entered = field(shelf(), 0.9, 60, model)
     assert len(entered) == len(shelf()) + 2

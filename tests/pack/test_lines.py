@@ -151,6 +151,28 @@ def test_hooks_see_what_they_would(monkeypatch) -> None:
     assert seen == [((128, 37), (128, 30))]
 
 
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Functional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_a_hook_around_the_steps_is_called(monkeypatch) -> None:
+    net, x, seen = packed(Wrapped, monkeypatch), torch.randn(128, 20), []
+    assert isinstance(vars(net)["forward"], Line)
+    assert net.decisions.chained.names == ("",)
+    with torch.no_grad():
+        expected = net(x)
+        net.body.register_forward_hook(lambda _, args, y: seen.append(y.shape))
+        torch.testing.assert_close(net(x), expected)
+        assert seen == [(128, 11)]
+        net.body.train()  # and so dropout draws
+        assert not torch.equal(net(x), expected)
+
+
 def test_undone_and_done_again(monkeypatch) -> None:
     net, x = packed(Functional, monkeypatch), torch.randn(64, 20)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from openwork.schedules import Linear, Scalar, value_at
 
 @method(
     paper="Xu et al., TRP: Trained Rank Pruning for Efficient Deep Neural Networks, IJCAI 2020, arXiv 2004.14566",
-    kind="factor",
+    kind="train",
 )
 @dataclass(frozen=True, kw_only=True)
 class TRP(Regularization):
