@@ -182,12 +182,8 @@ MUTANTS = [
         f"{SPARSIFIER} -k agree",
     ),
     Mutant("positions.py", "positions[index] == wanted", "positions[index] >= wanted", POSITIONS),
-    Mutant(
-        "patterns.py", "above = scores > threshold", "above = scores >= threshold", "tests/test_patterns.py"
-    ),
-    Mutant(
-        "patterns.py", "torch.where(scores.isnan(), -math.inf, scores)", "scores", "tests/test_patterns.py"
-    ),
+    Mutant("grid.py", "above = scores > threshold", "above = scores >= threshold", "tests/test_grid.py"),
+    Mutant("grid.py", "torch.where(scores.isnan(), -math.inf, scores)", "scores", "tests/test_grid.py"),
     Mutant("allocation.py", "step = 1 if missing > 0 else -1", "step = 1", "tests/test_allocation.py"),
     Mutant(
         "schedules.py",

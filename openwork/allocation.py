@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openwork.patterns import Shape, top_k
+from openwork.grid import Shape, top_k
 
 
 def exact_counts(wanted: Sequence[float], caps: Sequence[int], total: int) -> list[int]:

@@ -4,7 +4,7 @@ A network that moves its connections tries many more than it has at any time. Th
 ``[2, n]``: the sorted places that were ever active, and in how many topologies each was. It grows with what is
 explored, not with the size of the weight, so it serves both storages.
 
-Places are numbered as in :class:`openwork.patterns.Grid`. Everything here is a pure function; nothing is changed in place.
+Places are numbered as in :class:`openwork.grid.Grid`. Everything here is a pure function; nothing is changed in place.
 """
 
 from __future__ import annotations

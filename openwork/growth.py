@@ -6,7 +6,7 @@ takes a dense momentum instead (sparse momentum). They work in memory of the siz
 scores. :class:`CH3L3` asks the graph of the connections alone (CHT). All of them return the same places whether the weight is
 stored densely or not.
 
-Places are numbered as in :class:`openwork.patterns.Grid`: place ``a`` is competitor ``a % competitors`` of row
+Places are numbered as in :class:`openwork.grid.Grid`: place ``a`` is competitor ``a % competitors`` of row
 ``a // competitors``. ``taken`` is always a sorted int64 tensor of places that are not free.
 """
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from openwork.graphs import ch3_l3
+from openwork.grid import Grid
 from openwork.kernels.ranking import NOT_FINITE, best
-from openwork.patterns import Grid
 from openwork.positions import ascending, below, merged, where
 
 Tile = tuple[int, Tensor]

@@ -22,8 +22,9 @@ from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelC
 from openwork.calibrator.afterwards import as_it_is, whole_or_nothing, work_on_model
 from openwork.calibrator.planning import left_dense, restricted
 from openwork.method import Method
-from openwork.plan import Plan, Weight, plan, prunable, unwrapped, wanted_total
+from openwork.plan import Plan, plan, wanted_total
 from openwork.scores import Batch, Loss, Scores
+from openwork.weights import Weight, prunable, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork.method import Method
-from openwork.plan import unwrapped
 from openwork.sparsifier import optimizers
+from openwork.weights import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from openwork.layouts.collapsible import CollapsibleConv2d
 from openwork.layouts.structured import StructuredLinear
 from openwork.method import Method
-from openwork.plan import plan, unwrapped
+from openwork.plan import plan
+from openwork.weights import unwrapped
 
 
 def starting(start: str) -> None:

@@ -20,8 +20,9 @@ from openwork.layouts.forms import STORABLE, storable, stored
 from openwork.layouts.layer import SparseLayer
 from openwork.layouts.stored import matrix
 from openwork.layouts.structured import StructuredLinear
-from openwork.plan import Row, Weight, plan, prunable
+from openwork.plan import Row, plan
 from openwork.sparsifier import Training
+from openwork.weights import Weight, prunable
 
 
 def to_sparse_(model: nn.Module, topology: Training | Mapping[str, Tensor] | None = None) -> dict[str, CSR]:

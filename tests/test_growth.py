@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openwork.graphs import ch3_l3
+from openwork.grid import Grid
 from openwork.growth import (
     CH3L3,
     Gradient,
@@ -22,7 +23,7 @@ from openwork.growth import (
     random_places,
     scores_at,
 )
-from openwork.patterns import FanIn, Grid, Unstructured
+from openwork.patterns import FanIn, Unstructured
 
 
 def generator(seed=0):

@@ -6,7 +6,7 @@ from torch import nn
 
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import NM
-from openwork.plan import plan, prunable, unwrapped, wanted_total
+from openwork.plan import plan, wanted_total
 from openwork.prune.magnitude import Magnitude
 from openwork.storage import to_sparse_
 from openwork.train.gmp import GMP
@@ -77,18 +77,6 @@ def test_every_kind_of_layer_has_its_row_shape_and_reason():
         "bilinear.weight": ((5, 3, 4), True, "erk"),
         "mystery.table": ((3, 3), False, f"{unknown}ParameterDict"),
     }
-
-
-def test_orientation_is_a_view_with_outputs_first():
-    for w in prunable(Everything()):
-        view = w.oriented(w.parameter.detach())
-        assert tuple(view.shape) == w.shape
-        view.view(-1)[0] if view.is_contiguous() else None
-        with torch.no_grad():
-            view[(0,) * view.dim()] = 123.0
-        assert bool((w.parameter == 123.0).any())
-    gpt = next(w for w in prunable(Everything()) if w.name == "gpt.weight")
-    assert gpt.oriented(gpt.parameter)[7, 2] == gpt.parameter[2, 7]
 
 
 def test_the_total_is_exact_and_shown():
@@ -182,25 +170,6 @@ def test_impossible_totals():
         with pytest.raises(ValueError, match=f"kept={kept} was asked for, .* have 680 connections"):
             plan(mlp(), StaticRandom(kept=kept))
     assert wanted_total(StaticRandom(sparsity=0.9), 50) == 5
-
-
-def test_lazy_layers_have_no_shape_yet():
-    with pytest.raises(ValueError, match="run the model once on an example"):
-        plan(nn.Sequential(nn.LazyLinear(3)), StaticRandom())
-
-
-def test_wrappers_are_looked_through():
-    model = mlp()
-    wrapped = nn.DataParallel(torch.compile(model, backend="eager"))
-    assert unwrapped(wrapped) is model
-    assert str(plan(wrapped, StaticRandom())) == str(plan(model, StaticRandom()))
-
-
-def test_tied_linear_layers_are_one_parameter():
-    model = mlp()
-    model.append(nn.Linear(20, 20))
-    model[-1].weight = model[2].weight
-    assert [row.name for row in plan(model, StaticRandom())] == ["0.weight", "2.weight", "4.weight"]
 
 
 @pytest.mark.parametrize("allocation", ["erk", "uniform", "balanced", "pyramid"])

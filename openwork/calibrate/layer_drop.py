@@ -16,8 +16,8 @@ from openwork.calibrator.batches import Batches
 from openwork.calibrator.undo import at_rest
 from openwork.calibrator.wiring import watched
 from openwork.method import Method, method
-from openwork.plan import unwrapped
 from openwork.scores import run
+from openwork.weights import unwrapped
 
 
 @method(

@@ -14,8 +14,9 @@ from openwork.calibrator.contract import ModelCalibrated, zeros_stay
 from openwork.calibrator.planning import beginning
 from openwork.calibrator.report import Calibration, Line
 from openwork.calibrator.undo import at_rest
-from openwork.plan import Plan, plan, prunable
+from openwork.plan import Plan, plan
 from openwork.scores import Loss
+from openwork.weights import prunable
 
 
 @contextmanager

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from openwork import archives
-from openwork.blocks import Matrix
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.report import Line
 from openwork.calibrator.workshop import Workshop
 from openwork.durable import FileError, replacing
 from openwork.layouts.csr import CSR
 from openwork.layouts.quantized import Outliers
+from openwork.matrices import Matrix
 from openwork.method import Method
 from openwork.quantization import FloatGrid, IntegerGrid, Placement, Quantized
 from openwork.quantization.two_level import TwoLevel

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openwork.blocks import Matrix, Reading
+from openwork.dataflow import Reading
+from openwork.matrices import Matrix
 from openwork.statistics import Statistics
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.allocation import Allocation
-from openwork.blocks import Matrix
+from openwork.matrices import Matrix
 from openwork.method import Method
 from openwork.patterns import Pattern
 from openwork.reconstruction.admm import Normalized

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix, matrices, stacks
+from openwork.blocks import stacks
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.collection import Collection, Wanted
 from openwork.calibrator.contract import BlockCalibrated, Calibrated, Stage
 from openwork.calibrator.planning import left_dense
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import at_rest
-from openwork.plan import prunable, unwrapped
+from openwork.matrices import Matrix, matrices
 from openwork.reconstruction.hessian import inverse_factor
+from openwork.weights import prunable, unwrapped
 
 
 @dataclass(frozen=True)

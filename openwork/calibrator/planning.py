@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from openwork.allocation import allocation, exact_counts
-from openwork.blocks import Matrix, Stack, unseen
+from openwork.blocks import Stack
 from openwork.layer_allocation import LayerAllocation
+from openwork.matrices import Matrix, unseen
 from openwork.method import Method, N
-from openwork.plan import Plan, Row, plan, prunable
+from openwork.plan import Plan, Row, plan
+from openwork.weights import prunable
 
 
 def left_dense(model: nn.Module, rows_of_blocks: Sequence[Stack]) -> dict[str, str]:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from openwork.blocks import Matrix, matrices
 from openwork.calibrator.report import Calibration
 from openwork.calibrator.tuning import descend
 from openwork.calibrator.undo import all_or_nothing, at_rest
-from openwork.plan import prunable, unwrapped
+from openwork.matrices import Matrix, matrices
 from openwork.progress import phase
 from openwork.quantization import Placement, Quantized
 from openwork.quantization.integers import stored
+from openwork.weights import prunable, unwrapped
 
 TOLERANCE = 0.1
 """Parts of a scale by which a weight may differ from its code: what the precision of the model costs."""

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix, matrices
 from openwork.calibrator.report import Calibration
 from openwork.kernels.group_int4 import GROUP, STATISTIC_DTYPES, pack_codes
 from openwork.layouts.csr import CSR
 from openwork.layouts.group_int4 import GroupInt4Linear
 from openwork.layouts.quantized import QuantizedLinear
-from openwork.plan import prunable, unwrapped
+from openwork.matrices import Matrix, matrices
 from openwork.quantization import IntegerGrid, Quantized
 from openwork.quantization.grids import SCALES
+from openwork.weights import prunable, unwrapped
 
 
 def to_quantized_(model: nn.Module, calibration: Calibration) -> dict[str, GroupInt4Linear | QuantizedLinear]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from openwork.blocks import Matrix
+from openwork.matrices import Matrix
 from openwork.quantization.learned import Learned
 
 

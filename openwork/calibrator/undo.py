@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix
+from openwork.matrices import Matrix
 
 
 class Undo:

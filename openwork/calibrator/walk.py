@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix, matrices, stacks
+from openwork.blocks import stacks
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.checkpoint import Checkpoint
 from openwork.calibrator.collection import Collection, Parted, Wanted
@@ -30,8 +30,10 @@ from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
 from openwork.calibrator.workshop import Workshop
 from openwork.layer_allocation import LayerAllocation, Seen
-from openwork.plan import Plan, prunable, unwrapped
+from openwork.matrices import Matrix, matrices
+from openwork.plan import Plan
 from openwork.progress import phase
+from openwork.weights import prunable, unwrapped
 
 SAMPLES = 2048
 """Tokens kept as they are for methods that need samples."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix, matrices, stacks
+from openwork.blocks import stacks
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.contract import Block, BlockCalibrated
 from openwork.calibrator.planning import beginning, left_dense, planned
@@ -20,8 +20,9 @@ from openwork.calibrator.report import Calibration, Line
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.tuning import Tuned
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
-from openwork.plan import unwrapped
+from openwork.matrices import Matrix, matrices
 from openwork.progress import phase
+from openwork.weights import unwrapped
 
 
 @dataclass(frozen=True)

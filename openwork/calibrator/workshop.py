@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.collection import Collection
 from openwork.calibrator.contract import (
@@ -26,6 +25,7 @@ from openwork.calibrator.planning import share
 from openwork.calibrator.report import Line
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo
+from openwork.matrices import Matrix
 from openwork.plan import Row
 
 

@@ -22,7 +22,7 @@ from openwork.connections.latent import LatentConnections, require_latent
 from openwork.connections.masked import MaskedConnections
 from openwork.connections.stored import StoredConnections
 from openwork.patterns import Pattern
-from openwork.plan import Weight
+from openwork.weights import Weight
 
 __all__ = [
     "Connections",

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from openwork.grid import Grid, top_k
 from openwork.growth import Growth, Tile
-from openwork.patterns import Grid, Pattern, top_k
-from openwork.plan import Weight
+from openwork.patterns import Pattern
 from openwork.positions import located, merged, where
+from openwork.weights import Weight
 
 
 class Connections(ABC):

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from openwork.connections.masked import MaskedConnections
 from openwork.patterns import Pattern
-from openwork.plan import Plan, Weight
+from openwork.plan import Plan
 from openwork.positions import where
+from openwork.weights import Weight
 
 
 class LatentConnections(MaskedConnections):

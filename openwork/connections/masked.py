@@ -12,8 +12,8 @@ from openwork.connections.contract import Connections
 from openwork.connections.taps import Taps
 from openwork.growth import Tile
 from openwork.patterns import Pattern
-from openwork.plan import Weight
 from openwork.processes import averaged
+from openwork.weights import Weight
 
 MOMENTUM = 0.9
 """Decay of the dense momentum that growth by momentum looks at (Dettmers & Zettlemoyer, 2019)."""

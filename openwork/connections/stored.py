@@ -15,9 +15,9 @@ from openwork.layouts.csr import CSR
 from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import Groups, Pattern
-from openwork.plan import Weight
 from openwork.positions import carried, located
 from openwork.processes import averaged
+from openwork.weights import Weight
 
 TILE = 1 << 20
 """Gradient entries that are in memory at once when a stored layer looks for places to grow: 4 MiB, which a cache still holds

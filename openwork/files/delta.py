@@ -21,9 +21,9 @@ from openwork.files.header import array_digest
 from openwork.merger import Merging
 from openwork.merger.matching import State, matched, state_of
 from openwork.merger.thinning import Thinning
-from openwork.plan import unwrapped
 from openwork.progress import track
 from openwork.recipe import stage
+from openwork.weights import unwrapped
 
 KEY = "openwork_delta"
 """Of the header in the file's metadata: JSON with ``format`` (1), ``method``, ``keep_zeros`` and the digests of every tensor."""

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from openwork import patterns
 from openwork.layouts.layer import SparseLayer
 from openwork.parametrization import parametrized
-from openwork.plan import Weight, prunable, unwrapped
+from openwork.weights import Weight, prunable, unwrapped
 
 Kind = Literal["lora", "lora_prune", "project", "mask_lora", "scale_lora"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

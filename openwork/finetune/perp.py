@@ -15,8 +15,8 @@ from openwork.finetune.course import train
 from openwork.finetune.lora import LoRA
 from openwork.finetune.subsets import check_subsets, training
 from openwork.method import method
-from openwork.plan import prunable
 from openwork.scores import Loss, run
+from openwork.weights import prunable
 
 
 @method(

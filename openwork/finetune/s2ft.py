@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from openwork.grid import top_k
 from openwork.method import check_fraction, method
-from openwork.patterns import top_k
-from openwork.plan import Weight
 from openwork.thawing import Part, Slice, Thawing
+from openwork.weights import Weight
 
 _USUAL = {
     "down": "*down_proj* *.fc2.weight *.mlp.c_proj.weight *.dense_4h_to_h.weight *.w2.weight *.lin2.weight "

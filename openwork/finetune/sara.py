@@ -13,8 +13,8 @@ from openwork.allocation import allocation
 from openwork.factorization import nuclear_subgradient
 from openwork.method import check_fraction, method
 from openwork.patterns import Unstructured
-from openwork.plan import Weight
 from openwork.thawing import Part, Scatter, Thawed, Thawing
+from openwork.weights import Weight
 
 
 @method(

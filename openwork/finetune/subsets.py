@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.finetune.lora import Adapters, Kind, LoRA, adapt_
-from openwork.plan import prunable
+from openwork.weights import prunable
 
 PLAIN = ("bias", "norm")
 """Parameters that are trained as they are."""

@@ -22,10 +22,10 @@ from openwork.hf.card import Card
 from openwork.hf.folder import load, load_tokenizer, nbytes, save
 from openwork.hf.judge import Judge, is_causal, longest
 from openwork.method import Method
-from openwork.plan import prunable
 from openwork.pruner import Pruned, Pruning, sparsify_
 from openwork.text import batches, documents, windows
 from openwork.timing import latencies
+from openwork.weights import prunable
 
 LONGEST = 2048
 """Tokens in a window of calibration data where nothing else is said and the model reads as many."""

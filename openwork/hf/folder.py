@@ -23,7 +23,7 @@ from openwork.files.writing import arranged
 from openwork.hf.card import Card
 from openwork.hf.storage import SparseStorageConfig
 from openwork.layouts.layer import SparseLayer
-from openwork.plan import prunable
+from openwork.weights import prunable
 
 WEIGHTS = "model.safetensors"
 

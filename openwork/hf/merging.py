@@ -18,7 +18,7 @@ from openwork.hf.card import Card
 from openwork.hf.folder import existing, load, load_tokenizer, save
 from openwork.hf.judge import Judge, is_causal, longest
 from openwork.merger import Merged, Merging, merge_
-from openwork.plan import prunable
+from openwork.weights import prunable
 
 LONGEST = 2048
 """Tokens in a window that quality is measured on, where the model reads as many."""

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from openwork.allocation import Allocation, exact_counts
-from openwork.patterns import Shape
+from openwork.grid import Shape
 from openwork.statistics import Statistics
 
 

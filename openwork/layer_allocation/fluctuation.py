@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openwork.grid import Shape
 from openwork.layer_allocation.contract import LayerAllocation, Seen
-from openwork.patterns import Shape
 
 
 @dataclass(frozen=True)

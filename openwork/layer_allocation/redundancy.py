@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import exact_counts
+from openwork.grid import Shape
 from openwork.layer_allocation.contract import LayerAllocation, Seen
-from openwork.patterns import Shape
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from openwork.deltas import added
 from openwork.merger.contract import Merging
 from openwork.merger.matching import State, matched, merge_buffers, state_of
 from openwork.merger.thinning import Thinning
-from openwork.plan import unwrapped
 from openwork.progress import track
+from openwork.weights import unwrapped
 
 
 @dataclass(frozen=True)

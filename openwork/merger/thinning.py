@@ -14,7 +14,7 @@ from openwork.allocation import allocation, exact_counts
 from openwork.deltas import delta
 from openwork.merger.contract import Merging
 from openwork.patterns import pattern
-from openwork.plan import Weight, prunable
+from openwork.weights import Weight, prunable
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.blocks import Matrix, Reading, matrices, unseen
-from openwork.plan import prunable, unwrapped
+from openwork.dataflow import Reading
+from openwork.matrices import Matrix, matrices, unseen
 from openwork.scores import run, untouched
+from openwork.weights import prunable, unwrapped
 
 
 @dataclass(frozen=True)

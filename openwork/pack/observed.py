@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from openwork.blocks import identity_of
+from openwork.dataflow import identity_of
 from openwork.layouts.conv import unsuited
 from openwork.layouts.packed_conv1d import is_conv1d
 from openwork.scores import run

@@ -21,10 +21,10 @@ from openwork.calibrate.rtn import RTN
 from openwork.calibrate.wanda import Wanda
 from openwork.calibrator import Stage
 from openwork.calibrator.planning import left_dense, planned
-from openwork.plan import unwrapped
 from openwork.progress import phase
 from openwork.pruner import sparsify_
 from openwork.quantization import Grid, Group, IntegerGrid, nearest
+from openwork.weights import unwrapped
 
 CLASSES = (0.1, 0.5)
 """A cell is of class I up to the first degradation, II up to the second, III beyond; in units of perplexity, as in the paper."""

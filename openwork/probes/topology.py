@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.graphs import without_dead_ends
-from openwork.plan import prunable
+from openwork.weights import prunable
 
 
 @dataclass(frozen=True)

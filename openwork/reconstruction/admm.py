@@ -20,7 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from openwork.patterns import top_k
+from openwork.grid import top_k
 from openwork.reconstruction.hessian import damped
 
 Project = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openwork.connections import Connections, connect
-from openwork.plan import prunable
+from openwork.weights import prunable
 
 
 def follow(connections: Mapping[str, Connections], copy: nn.Module) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from openwork.connections import Connections
+from openwork.grid import Shape
 from openwork.method import Method
-from openwork.patterns import Shape
 
 
 def require_fit(state: Mapping[str, Any], method: Method, connections: Mapping[str, Connections]) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from openwork.method import Method
-from openwork.plan import Weight
 from openwork.thawing.part import Part
+from openwork.weights import Weight
 
 if TYPE_CHECKING:
     from openwork.thawing.thaw import Thawed

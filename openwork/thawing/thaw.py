@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from openwork.plan import plan, unwrapped
+from openwork.plan import plan
 from openwork.sparsifier.optimizers import around_steps
 from openwork.thawing.contract import Thawing
 from openwork.thawing.weight import ThawedWeight
+from openwork.weights import unwrapped
 
 
 class Thawed:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from openwork.layouts.layer import SparseLayer
 from openwork.parametrization import parametrized
-from openwork.plan import Weight
 from openwork.thawing.part import Part, Scatter, Slice
+from openwork.weights import Weight
 
 
 class ThawedWeight(nn.Module):

@@ -16,10 +16,11 @@ from torch import Tensor
 from openwork.allocation import Allocation
 from openwork.connections import Connections
 from openwork.graphs import without_dead_ends
+from openwork.grid import top_k
 from openwork.growth import Growth, drawn
 from openwork.initialization import Init
 from openwork.method import Method, method
-from openwork.patterns import Block, Gates, Groups, pattern, top_k
+from openwork.patterns import Block, Gates, Groups, pattern
 from openwork.plan import Plan
 from openwork.schedules import value_at
 from openwork.sparsifier import Sparsifier

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import ERK, Allocation
+from openwork.grid import top_k
 from openwork.growth import Growth, growth
 from openwork.initialization import Init
 from openwork.method import Method, check_fraction, method
-from openwork.patterns import top_k
 from openwork.plan import Plan, Row, wanted_total
 from openwork.schedules import Cosine, Periodic, Scalar, Schedule, value_at
 from openwork.sparsifier import Sparsifier, Training

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from openwork.allocation import Allocation
 from openwork.connections import LatentConnections
+from openwork.grid import top_k
 from openwork.method import check_fraction, method
-from openwork.patterns import Pattern, top_k
+from openwork.patterns import Pattern
 from openwork.plan import Row, wanted_total
 from openwork.selection import best
 from openwork.sparsifier import Sparsifier

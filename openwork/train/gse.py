@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from openwork.connections import Connections
+from openwork.grid import top_k
 from openwork.growth import Gradient, Growth, Site, free_at_random
 from openwork.method import Method, method
-from openwork.patterns import Unstructured, pattern, top_k
+from openwork.patterns import Unstructured, pattern
 from openwork.positions import ascending, located, merged, reached, where
 from openwork.processes import averaged
 from openwork.schedules import Cosine, Scalar

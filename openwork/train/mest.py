@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from openwork.connections import Connections
+from openwork.grid import top_k
 from openwork.method import method
-from openwork.patterns import top_k
 from openwork.schedules import Cosine, Scalar
 from openwork.train.set import SET
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from openwork.connections import Connections
+from openwork.grid import top_k
 from openwork.growth import Growth, growth
 from openwork.method import Method, check_fraction, method
-from openwork.patterns import top_k
 from openwork.schedules import Periodic, Scalar, Schedule, value_at
 from openwork.sparsifier import Sparsifier
 from openwork.train.static_random import StaticRandom

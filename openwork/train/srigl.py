@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from openwork.connections import Connections
+from openwork.grid import top_k
 from openwork.growth import Scored, best_free, growth
 from openwork.method import Method, method
-from openwork.patterns import FanIn, Pattern, Unstructured, pattern, top_k
+from openwork.patterns import FanIn, Pattern, Unstructured, pattern
 from openwork.positions import merged, where
 from openwork.schedules import value_at
 from openwork.sparsifier import Sparsifier

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from openwork.allocation import Allocation
 from openwork.connections import Connections
+from openwork.grid import top_k
 from openwork.method import Method, method
-from openwork.patterns import top_k
 from openwork.plan import Plan
 from openwork.schedules import value_at
 from openwork.sparsifier import Sparsifier

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from openwork.factorization import Form, as_matrix, as_weight, energy_rank, nuclear_subgradient
 from openwork.method import method
-from openwork.plan import Weight, plan
+from openwork.plan import plan
 from openwork.regularizer import Regularization, Regularizer
 from openwork.schedules import Linear, Scalar, value_at
+from openwork.weights import Weight
 
 
 @method(

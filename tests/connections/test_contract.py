@@ -10,7 +10,7 @@ from openwork.connections import MaskedConnections, StoredConnections, connect
 from openwork.growth import Gradient, Random
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import NM, Block, FanIn, Groups, Unstructured
-from openwork.plan import prunable
+from openwork.weights import prunable
 
 PATTERNS = [Unstructured(), NM(1, 3), FanIn(), Block(2, 3), Groups(0)]
 

@@ -11,7 +11,7 @@ from torch import nn
 import openwork as ow
 from openwork import LoRA, adapt_
 from openwork.finetune.lora import KINDS
-from openwork.plan import prunable
+from openwork.weights import prunable
 from tests.hf.tiny import VOCABULARY, bert, gpt2, llama, mixtral, seeded
 
 TOKENS = torch.randint(4, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(5))

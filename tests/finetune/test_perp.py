@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import openwork as ow
 from openwork import PERP, Magnitude, PERPBlocks
-from openwork.plan import prunable
+from openwork.weights import prunable
 from tests.hf.tiny import VOCABULARY, bert, gpt2, llama
 
 HEADLESS = {"exclude": ("lm_head.weight",)}

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwork.patterns import NM, top_k
+from openwork.grid import top_k
+from openwork.patterns import NM
 from openwork.reconstruction.hessian import damped, inverse_factor, layer_error
 from openwork.reconstruction.least_squares import least_squares
 from openwork.reconstruction.sweep import sweep
