@@ -58,3 +58,9 @@ def test_a_verb_is_not_replaced_by_the_page_of_the_same_name():
         run("import openwork.plan, openwork; print(callable(openwork.plan), bool(openwork.Plan))")
         == "True True"
     )
+
+
+def test_the_plan_of_the_house_names_every_room():
+    rooms = {path.stem for path in Path(openwork.__file__).parent.iterdir() if path.suffix in ("", ".py")}
+    table = (Path(__file__).parents[1] / "docs/architecture.md").read_text("utf-8").split("\n## ")[1]
+    assert {room for room in rooms if not room.startswith("_") and f"`{room}`" not in table} == set()

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from openwork import processes
-from openwork.connections import Connections
-from openwork.plan import Plan, collapse
+from openwork.connections import Connections, LatentConnections
+from openwork.plan import Plan, Row, collapse
 from openwork.sparsifier.contract import Training
 from openwork.sparsifier.copies import follow
 from openwork.sparsifier.optimizers import around_steps, forget_flat_history
@@ -81,6 +81,11 @@ class Sparsifier:
     def trained(self) -> dict[str, Connections]:
         """The connections that an update may move: all but those of parameters that are frozen now."""
         return {name: c for name, c in self.connections.items() if c.weight.parameter.requires_grad}
+
+    def latents(self) -> list[tuple[Row, LatentConnections]]:
+        """The rows of the plan, each with its connections, under a method whose pruned weights live on unseen."""
+        pairs = [(row, self.connections[row.name]) for row in self.plan.sparse]
+        return [(row, c) for row, c in pairs if isinstance(c, LatentConnections)]
 
     @property
     def kept(self) -> int:

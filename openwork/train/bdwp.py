@@ -80,7 +80,7 @@ class BDWP(SRSTE):
         return layout
 
     def attached(self, sparsifier: Sparsifier) -> None:
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             if self._is_split(row):
                 product = BackwardProduct(c)
                 layer = row.weight.module

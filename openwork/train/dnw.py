@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import Allocation
-from openwork.connections import LatentConnections
 from openwork.initialization import Init
 from openwork.method import method
 from openwork.plan import Row
@@ -56,15 +55,6 @@ class DNW(Training):
         return step % self.every == 0
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        chosen = [(c, c.strongest_latent(row.kept)) for row, c in self.latents(sparsifier)]
+        chosen = [(c, c.strongest_latent(row.kept)) for row, c in sparsifier.latents()]
         for c, positions in chosen:
             c.replace(positions)
-
-    def latents(self, sparsifier: Sparsifier) -> list[tuple[Row, LatentConnections]]:
-        """Every parameter of the plan with its connections."""
-        found = []
-        for row in sparsifier.plan.sparse:
-            c = sparsifier.connections[row.name]
-            assert isinstance(c, LatentConnections)
-            found.append((row, c))
-        return found

@@ -90,7 +90,7 @@ class GrowSCS(DNW):
         return step <= self._last
 
     def attached(self, sparsifier: Sparsifier) -> None:
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             grid = row.pattern.grid(row.shape)
             lots = torch.rand(grid.rows, grid.competitors, generator=self.generator(row.name))
             chosen = top_k(lots, max(1, round(self.seed_size * grid.competitors)))
@@ -102,7 +102,7 @@ class GrowSCS(DNW):
         if step > self._last:
             return
         excess = self.expected_size(sparsifier) - self._target(sparsifier)
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             gradient = c.weight.parameter.grad
             if gradient is None:
                 continue
@@ -115,7 +115,7 @@ class GrowSCS(DNW):
             gradient.mul_(c.gates())
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        pairs = self.latents(sparsifier)
+        pairs = sparsifier.latents()
         for row, _ in pairs:
             drawn = sparsifier.state[f"drawn {row.name}"]
             sparsifier.state[f"work {row.name}"] = sparsifier.state[f"work {row.name}"] + drawn
@@ -155,7 +155,7 @@ class GrowSCS(DNW):
 
     def _final(self, sparsifier: Sparsifier) -> dict[str, Tensor]:
         ranked = {}
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             grid, logit = row.pattern.grid(row.shape), sparsifier.state[f"logit {row.name}"]
             spread = grid.unview(logit.unsqueeze(-1).expand(-1, -1, grid.atom), row.shape)
             ranked[row.name] = spread.to(c.device)

@@ -15,7 +15,6 @@ from openwork.allocation import Allocation
 from openwork.connections import LatentConnections
 from openwork.method import Method, method
 from openwork.patterns import Unstructured, pattern
-from openwork.plan import Row
 from openwork.schedules import Periodic
 from openwork.scores import movement
 from openwork.selection import best
@@ -72,14 +71,14 @@ class Movement(GMP):
             yield dense, dense.reduced_to(GMP)
 
     def attached(self, sparsifier: Sparsifier) -> None:
-        for _, c in self.latents(sparsifier):
+        for _, c in sparsifier.latents():
             sparsifier.state[f"score {c.name}"] = torch.zeros_like(c.latent, dtype=precise(c.latent))
 
     def due(self, step: int) -> bool:
         return Periodic(self.every, self._window[0], self.run_length, closing=True).due(step)
 
     def before_step(self, sparsifier: Sparsifier, step: int) -> None:
-        for _, c in self.latents(sparsifier):
+        for _, c in sparsifier.latents():
             gradient = c.weight.parameter.grad
             if gradient is not None:
                 self.learn(sparsifier, c, gradient, step)
@@ -114,29 +113,20 @@ class Movement(GMP):
         first, last = self._window
         progress = min((step - first) / (last - first), 1.0) if last > first else 1.0
         chosen = self.chosen(sparsifier, progress)
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             c.replace(chosen[row.name])
 
     def chosen(self, sparsifier: Sparsifier, progress: float) -> dict[str, Tensor]:
         """Sorted positions of the best, as many as are kept at that ``progress``. A frozen parameter that was included learns no
         scores: its largest weights stay."""
         found = {}
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             learns = c.weight.parameter.requires_grad
             score = self.scores(sparsifier, c) if learns else c.latent.abs()
             if not bool(score.isfinite().all()):
                 raise FloatingPointError(f"the scores of {c.name} hold NaN or infinity")
             found[row.name] = c.weight.oriented(score)
         return best(sparsifier.plan, found, lambda size, final: kept_at(self, progress, size, final))
-
-    def latents(self, sparsifier: Sparsifier) -> list[tuple[Row, LatentConnections]]:
-        """Every parameter of the plan with its connections."""
-        found = []
-        for row in sparsifier.plan.sparse:
-            c = sparsifier.connections[row.name]
-            assert isinstance(c, LatentConnections)
-            found.append((row, c))
-        return found
 
 
 def precise(tensor: Tensor) -> torch.dtype:

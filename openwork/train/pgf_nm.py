@@ -97,7 +97,7 @@ class PGF(DNW):
         return step == self._last or (self._first <= step < self._last and step % self.every == 0)
 
     def before_step(self, sparsifier: Sparsifier, step: int) -> None:
-        for _, c in self.latents(sparsifier):
+        for _, c in sparsifier.latents():
             gradient, seen = c.weight.parameter.grad, c.fading()
             if self.scaled and gradient is not None and seen is not None:
                 gradient *= seen
@@ -105,7 +105,7 @@ class PGF(DNW):
     def update(self, sparsifier: Sparsifier, step: int) -> None:
         progress = (step - self._first) / max(self._last - self._first, 1)
         chosen: list[tuple[LatentConnections, Tensor]] = []
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             frames = self.frames(row)
             now = frames[math.floor(progress * len(frames))] if step < self._last else row.pattern
             chosen.append((c, c.strongest_latent(row.kept, now)))

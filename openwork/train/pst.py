@@ -67,7 +67,7 @@ class PST(Movement):
         return ()
 
     def attached(self, sparsifier: Sparsifier) -> None:
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             base = _matrix(c, c.latent)
             drawn = {"U": (len(base), self.rank), "A": (len(base), self.score_rank)}
             zeros = {"V": (self.rank, base.shape[1]), "B": (self.score_rank, base.shape[1])}
@@ -112,7 +112,7 @@ class PST(Movement):
         return [sparsifier.state[f"{factor} {c.name}"] for factor in "UVABRC"]
 
     def measures(self, sparsifier: Sparsifier) -> Mapping[str, float]:
-        pairs = self.latents(sparsifier)
+        pairs = sparsifier.latents()
         trained = sum(factor.numel() for _, c in pairs for factor in self.factors(sparsifier, c))
         return {"share of the weights that is trained": trained / sum(row.numel for row, _ in pairs)}
 

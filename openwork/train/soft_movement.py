@@ -70,16 +70,16 @@ class SoftMovement(Movement):
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
         if step < self._window[1]:
-            for _, c in self.latents(sparsifier):
+            for _, c in sparsifier.latents():
                 c.fade(self.scores(sparsifier, c).sigmoid() <= self.tau, 0.0)
             return
         chosen = self.chosen(sparsifier, 1.0)
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             c.fade(c.inactive, 1.0)
             c.replace(chosen[row.name])
 
     def measures(self, sparsifier: Sparsifier) -> Mapping[str, float]:
         return {
             f"density that the network sees of {row.name}": float((c.values != 0).sum()) / row.numel
-            for row, c in self.latents(sparsifier)
+            for row, c in sparsifier.latents()
         }

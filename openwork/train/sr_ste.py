@@ -52,7 +52,7 @@ class SRSTE(DNW):
         yield plain, plain.reduced_to(DNW)
 
     def before_step(self, sparsifier: Sparsifier, step: int) -> None:
-        for _, c in self.latents(sparsifier):
+        for _, c in sparsifier.latents():
             gradient = c.weight.parameter.grad
             if gradient is not None and self.decay:
                 gradient += torch.where(c.inactive, self.decay * c.latent, 0)

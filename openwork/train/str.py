@@ -87,7 +87,7 @@ class STR(DNW):
         return None
 
     def attached(self, sparsifier: Sparsifier) -> None:
-        for _, c in self.latents(sparsifier):
+        for _, c in sparsifier.latents():
             outside = where(~c.mask)  # of masks that were given: what is not in them has no part in this
             c.write(outside, outside.new_zeros(len(outside), dtype=c.latent.dtype))
             sparsifier.state[f"s {c.name}"] = torch.tensor([self.initial, 0.0], dtype=torch.float64)
@@ -100,7 +100,7 @@ class STR(DNW):
         if step > self._last:
             return
         decay = self.decay or 0.0
-        for _, c in self.latents(sparsifier):
+        for _, c in sparsifier.latents():
             gradient = c.weight.parameter.grad
             if gradient is None:
                 continue
@@ -115,7 +115,7 @@ class STR(DNW):
             gradient.masked_fill_(~seen, 0)
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        pairs = self.latents(sparsifier)
+        pairs = sparsifier.latents()
         if step < self._last:
             if self.decay is None:
                 self._rise(sparsifier, pairs, step / self._last)
@@ -168,7 +168,7 @@ class STR(DNW):
     def measures(self, sparsifier: Sparsifier) -> Mapping[str, float]:
         return {
             f"density that the network sees of {row.name}": float((c.values != 0).sum()) / row.numel
-            for row, c in self.latents(sparsifier)
+            for row, c in sparsifier.latents()
         }
 
     @property

@@ -64,11 +64,11 @@ class TopKAST(DNW):
         yield everything, everything.reduced_to(DNW)
 
     def attached(self, sparsifier: Sparsifier) -> None:
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             c.sleep(c.strongest_latent(self._trained(row, 0)))
 
     def before_step(self, sparsifier: Sparsifier, step: int) -> None:
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             gradient = c.weight.parameter.grad
             if gradient is not None and self.strength:
                 inside, outside = self.strength, self.strength * row.numel / max(row.kept, 1)
@@ -77,9 +77,9 @@ class TopKAST(DNW):
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
         chosen: list[tuple[Tensor, Tensor]] = []
-        for row, c in self.latents(sparsifier):
+        for row, c in sparsifier.latents():
             chosen.append((c.strongest_latent(row.kept), c.strongest_latent(self._trained(row, step))))
-        for (_, c), (seen, trained) in zip(self.latents(sparsifier), chosen, strict=True):
+        for (_, c), (seen, trained) in zip(sparsifier.latents(), chosen, strict=True):
             c.replace(seen)
             c.sleep(trained)
 
