@@ -1,13 +1,19 @@
 """Files of layers of codes, loaded into a model that has ordinary linear layers."""
 
 import copy
+import hashlib
+import json
 
+import msgspec
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openwork.files import FileError, load, save
 from openwork.files.coded import coded_layers
+from openwork.files.header import array_digest
 from openwork.layouts.group_int4 import GroupInt4Linear
 from tests.layouts.test_group_int4 import layer
 
@@ -89,3 +95,30 @@ def test_which_layers_of_a_file_are_coded(tmp_path):
     save(Tower(coded=True), tmp_path / "m.safetensors")
     with opened(tmp_path / "m.safetensors") as container:
         assert coded_layers(read_layout(container)) == ["again", "first", "inner.deep"]
+
+
+@pytest.mark.parametrize("entry", [{"layout": "csr", "kept": 0}, {"kept": 0}])
+def test_codes_with_a_topology_are_refused_before_there_is_room_for_them(tmp_path, entry):
+    path = tmp_path / "m.safetensors"
+    save(Tower(coded=True), path)
+    with safe_open(path, "pt") as file:
+        header = msgspec.json.decode(file.metadata()["openwork"])
+    arrays = load_file(path)
+    del arrays["inner.deep.codes"]
+    shape = [2**31 - 2, 0]  # nothing at all, that a topology would need eight gigabytes for
+    header["tensors"]["inner.deep.codes"] |= {"shape": shape} | entry
+    if "layout" in entry:
+        arrays["inner.deep.codes_values"] = torch.zeros(0, dtype=torch.uint8)
+        arrays["inner.deep.codes_crow"] = torch.zeros(6, dtype=torch.int32)
+        arrays["inner.deep.codes_col"] = torch.zeros(0, dtype=torch.uint16)
+        header["tensors"]["inner.deep.codes"]["shape"] = [5, 60_000]
+    else:
+        arrays["inner.deep.codes"] = torch.zeros(shape, dtype=torch.uint8)
+    header["sha256"] = {key: array_digest(array) for key, array in arrays.items()}
+    text = json.dumps(header)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    save_file(arrays, path, {"format": "pt", "openwork": text, "openwork_sha256": digest})
+    plain = Tower(coded=False)
+    with pytest.raises(FileError, match=r"inner\.deep\.codes has a topology"):
+        load(path, into=plain)
+    assert type(plain.first) is nn.Linear

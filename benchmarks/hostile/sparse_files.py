@@ -66,7 +66,7 @@ class Coded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.Linear(40, 9)
+        self.a = nn.Linear(40, 9, bias=False)
 
     def compute(self) -> None:
         self.a(torch.ones(3, 40))
@@ -302,7 +302,10 @@ class SparseFiles(Reader):
     def change(self, chance: random.Random) -> tuple[str, list[str]]:
         source, self.build, self.options = chance.choice(self.sound)
         kind, name = mutate(source, self.target, chance)
-        return kind, [f"{self.target}: ", re.sub("_(values|crow|col|bitmask)$", "", name or "")]
+        told = re.sub("_(values|crow|col|bitmask)$", "", name or "")
+        if self.build is Coded:  # its arrays make sense together only
+            told = told.partition(".")[0]
+        return kind, [f"{self.target}: ", told]
 
     def read(self, chance: random.Random) -> None:
         attempt(self.target, self.build, self.options, chance)

@@ -31,7 +31,7 @@ def room_for_codes(model: nn.Module, header: Header, where: str) -> Iterator[Non
     put back as it was.
 
     Raises:
-        FileError: another number of outputs.
+        FileError: another number of outputs, or codes that are no plain arrays.
     """
     replaced: list[tuple[nn.Module, str, nn.Module]] = []
     made: dict[nn.Module, nn.Module] = {}  # a module that has two names stays one module
@@ -81,6 +81,10 @@ def _found(model: nn.Module, name: str) -> nn.Linear | None:
 
 def _empty(name: str, linear: nn.Linear, header: Header, where: str) -> GroupInt4Linear:
     entries = {part: header.tensors[header.shared.get(f"{name}.{part}", f"{name}.{part}")] for part in STORED}
+    for part, entry in entries.items():
+        # a plain array is proven to be as large as it says; other layouts, and topologies, may say what they like
+        if entry.layout != "dense" or entry.kept is not None:
+            raise FileError(f"{where}: {name}.{part} has a topology, and groups of codes are plain arrays")
     rows = entries["row_ptr"].shape
     if rows != (linear.out_features + 1,):
         raise FileError(
