@@ -78,6 +78,15 @@ class Method:
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity, below_one=True)
+        if self.kept is not None and (isinstance(self.kept, bool) or not hasattr(self.kept, "__index__")):
+            raise ValueError(f"kept is a number of connections; got {self.kept!r}")
+        for option in ("include", "exclude"):
+            globs = getattr(self, option)
+            if not isinstance(globs, (str, tuple, list)) or not all(isinstance(g, str) for g in globs):
+                raise ValueError(f"{option} is a tuple of globs, such as ('*.weight',); got {globs!r}")
+        table: object = self.overrides
+        if not isinstance(table, Mapping) or not all(isinstance(glob, str) for glob in table):
+            raise ValueError(f"overrides is a table glob -> sparsity; got {table!r}")
         for glob, sparsity in self.overrides.items():
             check_fraction(f"overrides[{glob!r}]", sparsity)
         pattern(self.pattern)
@@ -104,10 +113,10 @@ class Method:
         return {"method": self.name, **options}
 
 
-def check_fraction(what: str, value: float, *, below_one: bool = False) -> None:
+def check_fraction(what: str, value: Any, *, below_one: bool = False) -> None:
     """Raise ValueError unless ``value`` is a fraction."""
-    if not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
-        raise ValueError(f"{what} is a fraction in [0, 1{')' if below_one else ']'}; got {value}")
+    if not hasattr(value, "__float__") or not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
+        raise ValueError(f"{what} is a fraction in [0, 1{')' if below_one else ']'}; got {value!r}")
 
 
 def _plain(value: Any) -> Any:

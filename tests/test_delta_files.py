@@ -91,6 +91,17 @@ def damaged(path, change, **header):
         (lambda a: None, {"format": 2}, "a delta of format 2"),
         (lambda a: None, {"digests": [1]}, "not the file of a delta"),
         (lambda a: None, {"method": {"method": "rigl"}}, "rigl is no method that makes deltas"),
+        (lambda a: None, {"method": {"method": "dare", "overrides": None}}, "overrides is a table"),
+        (
+            lambda a: None,
+            {"method": {"method": "dare", "kept": 10**6}},
+            "no delta of this model: kept=1000000",
+        ),
+        (
+            lambda a: None,
+            {"method": {"method": "dare", "exclude": ["x"]}},
+            "no delta of this model: exclude: 'x'",
+        ),
     ],
 )
 def test_damage_is_found_before_anything_changes(change, header, said, tmp_path):

@@ -28,6 +28,20 @@ def test_options_are_checked_when_a_method_is_made():
     ):
         with pytest.raises(ValueError, match=r"fraction|unknown"):
             Magnitude(**wrong)
+    for wrong in (
+        {"sparsity": "0.5"},
+        {"sparsity": None},
+        {"kept": 0.5},
+        {"kept": (3,)},
+        {"kept": True},
+        {"include": (3,)},
+        {"exclude": None},
+        {"overrides": None},
+        {"overrides": {3: 0.5}},
+        {"overrides": {"a": "0.5"}},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* (is|got) "):
+            Magnitude(**wrong)
     for cls, wrong in (
         (SET, {"drop": 1.5}),
         (RigL, {"drop": Cosine(start=2.0)}),

@@ -102,7 +102,10 @@ def add_delta_(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 raise FileError(
                     f"{container.where}: this is the delta of another base: {name} is not the tensor it was taken from"
                 )
-        thinning = Thinning(method, model, own, keep_zeros=bool(header["keep_zeros"]))
+        try:
+            thinning = Thinning(method, model, own, keep_zeros=header["keep_zeros"])
+        except ValueError as error:
+            raise FileError(f"{container.where}: no delta of this model: {error}") from error
         result = {}
         for name, p in track(list(own.items()), "adding the delta"):
             result[name] = added(p, _change(container, thinning, name, p).to(p.device))
