@@ -122,7 +122,7 @@ def links(modules: Sequence[nn.Module], at: int = 0) -> tuple[list[Link], int]:
         while at < len(modules) and type(module := modules[at]) in POINTWISE and not is_watched(module):
             after.append(module)
             at += 1
-        relu = bool(after) and type(after[0]) is nn.ReLU
+        relu = len(after) > 0 and type(after[0]) is nn.ReLU
         found.append(Link(layer, "relu" if relu else "none", tuple(after[relu:])))
     return found, at
 
