@@ -147,7 +147,9 @@ def test_float64_goes_through_the_reference_and_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda x, v: sparse_linear(x, v, prepared, None, "gelu"), inputs)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of the checker itself, on newer versions of torch
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # of the checker itself, on newer versions of torch
 @pytest.mark.parametrize("operator", ["sparse_linear", "weight_gradient"])
 def test_operators_are_sound(operator):
     prepared, values, _ = random_matrix(20, 30, 0.5, 7)
