@@ -53,7 +53,8 @@ def one_input(data: bytes) -> None:
         try:
             read()
         except FileError as error:
-            assert str(TARGET) in str(error), f"a refusal that does not name the file: {error}"
+            if str(TARGET) not in str(error):
+                raise RuntimeError("a refusal that does not name the file") from error
 
 
 def main() -> None:
