@@ -84,8 +84,12 @@ class Sparsifier:
 
     def latents(self) -> list[tuple[Row, LatentConnections]]:
         """The rows of the plan, each with its connections, under a method whose pruned weights live on unseen."""
-        pairs = [(row, self.connections[row.name]) for row in self.plan.sparse]
-        return [(row, c) for row, c in pairs if isinstance(c, LatentConnections)]
+        found = []
+        for row in self.plan.sparse:
+            c = self.connections[row.name]
+            assert isinstance(c, LatentConnections)
+            found.append((row, c))
+        return found
 
     @property
     def kept(self) -> int:
