@@ -1,7 +1,5 @@
 """Maestro orders components: conversions are exact, ranks shrink with the optimizer's state, prefixes are nested."""
 
-import io
-
 import pytest
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from openwork.layouts.low_rank import LowRankLinear
 from openwork.testing import batches, check_method, network
 from openwork.testing.suite import SAID
 from tests.hf.tiny import llama
+from tests.regularized import Regularized, require_same_bits_after_stops
 
 
 def random(*shape, seed=0):
@@ -62,19 +61,12 @@ def test_importance_never_rises():
         assert float(worth[b]) == pytest.approx(float(left[:, b:].norm() * right[b:].norm()))
 
 
-class Run:
+class Run(Regularized):
     def __init__(self, method, resume=None):
-        self.model = network()
-        restructure_(self.model, method)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        self.regularizer = regularize(self.model, self.optimizer, method, resume=resume)
-
-    def learn(self, steps, first=0):
-        for x, y in batches(12)[first : first + steps]:
-            self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.model(x), y).backward()
-            self.optimizer.step()
-        return self
+        model = network()
+        restructure_(model, method)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        super().__init__(model, optimizer, regularize(model, optimizer, method, resume=resume), batches(12))
 
 
 def test_every_pair_of_layer_and_width_has_its_turn():
@@ -140,19 +132,7 @@ def test_what_is_below_the_least_importance_goes():
 
 def test_a_run_goes_on_with_the_same_bits_though_ranks_have_changed():
     method = Maestro(penalty=0.05, shrink=3, least=6.0)
-    straight = Run(method).learn(12)
-    for stop in (1, 5, 9):
-        run = Run(method).learn(stop)
-        file = io.BytesIO()
-        torch.save([run.model.state_dict(), run.optimizer.state_dict(), run.regularizer.state_dict()], file)
-        file.seek(0)
-        model, optimizer, state = torch.load(file, weights_only=True)
-        again = Run(method, resume=state)
-        again.model.load_state_dict(model)
-        again.optimizer.load_state_dict(optimizer)
-        again.learn(12 - stop, stop)
-        for name, t in straight.model.state_dict().items():
-            assert torch.equal(t, again.model.state_dict()[name]), (name, stop)
+    require_same_bits_after_stops(lambda resume=None: Run(method, resume=resume), 12, (1, 5, 9))
 
 
 def test_prefixes_are_nested_and_of_the_size_asked_for():

@@ -1,36 +1,27 @@
 """AdamR decays towards where fine-tuning began, steadied by Adam's second moments, and goes on with the same bits."""
 
-import io
-
 import pytest
 import torch
-from torch import nn
 
 from openwork import AdamR, KeepZeros, attach, regularize
 from openwork.testing import batches, check_method, network
 from openwork.testing.suite import SAID
+from tests.regularized import Regularized, require_same_bits_after_stops
 
 
 def test_a_value_with_a_page():
     check_method(AdamR, SAID)
 
 
-class Run:
+class Run(Regularized):
     def __init__(self, method, resume=None, make=torch.optim.AdamW, **options):
-        self.model = network()
+        model = network()
         groups = [
-            {"params": list(self.model[:4].parameters()), "lr": 0.01},
-            {"params": list(self.model[4:].parameters())},
+            {"params": list(model[:4].parameters()), "lr": 0.01},
+            {"params": list(model[4:].parameters())},
         ]
-        self.optimizer = make(groups, lr=0.03, **({"weight_decay": 0.0} | options))
-        self.regularizer = regularize(self.model, self.optimizer, method, resume=resume)
-
-    def learn(self, steps, first=0):
-        for x, y in batches(12)[first : first + steps]:
-            self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.model(x), y).backward()
-            self.optimizer.step()
-        return self
+        optimizer = make(groups, lr=0.03, **({"weight_decay": 0.0} | options))
+        super().__init__(model, optimizer, regularize(model, optimizer, method, resume=resume), batches(12))
 
     def distance(self):
         pairs = zip(self.model.parameters(), network().parameters(), strict=True)
@@ -70,19 +61,7 @@ def test_more_decay_stays_nearer():
 
 def test_a_run_goes_on_with_the_same_bits():
     method = AdamR(decay=0.05)
-    straight = Run(method).learn(10)
-    for stop in (1, 6):
-        run = Run(method).learn(stop)
-        file = io.BytesIO()
-        torch.save([run.model.state_dict(), run.optimizer.state_dict(), run.regularizer.state_dict()], file)
-        file.seek(0)
-        model, optimizer, state = torch.load(file, weights_only=True)
-        again = Run(method, resume=state)
-        again.model.load_state_dict(model)
-        again.optimizer.load_state_dict(optimizer)
-        again.learn(10 - stop, stop)
-        for name, t in straight.model.state_dict().items():
-            assert torch.equal(t, again.model.state_dict()[name])
+    require_same_bits_after_stops(lambda resume=None: Run(method, resume=resume), 10, (1, 6))
 
 
 def test_zeros_are_kept_by_what_keeps_zeros():

@@ -14,6 +14,7 @@ from openwork.regularizer import Regularization
 from openwork.testing import batches, check_method, network
 from openwork.testing.suite import SAID
 from tests.hf.tiny import gpt2
+from tests.regularized import Regularized
 
 METHOD = TRP(steps=12, period=3, energy=0.9, nuclear=0.01)
 
@@ -54,18 +55,11 @@ def test_the_rank_of_an_energy():
     assert energy_rank(torch.zeros(3), 0.5) == 1
 
 
-class Run:
+class Run(Regularized):
     def __init__(self, method=METHOD, resume=None, model=None):
-        self.model = network() if model is None else model
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
-        self.regularizer = regularize(self.model, self.optimizer, method, resume=resume)
-
-    def learn(self, steps, first=0):
-        for x, y in batches(12)[first : first + steps]:
-            self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.model(x), y).backward()
-            self.optimizer.step()
-        return self
+        model = network() if model is None else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        super().__init__(model, optimizer, regularize(model, optimizer, method, resume=resume), batches(12))
 
 
 def test_a_step_cuts_then_pulls():
