@@ -4,13 +4,16 @@
 // them on. Row-major ones are packed and unpacked by the thread that computes with them, while they are in its cache.
 //
 // As many tiles as can be dealt out evenly go whole to one thread each; the team shares each of the others by rows, so that a small
-// batch keeps all threads busy too. Weights that were woven in this very call are in the caches of the threads that wove them: as
-// long as the tiles are few, each thread then computes its own rows of all of them.
+// batch keeps all threads busy too. What one thread wrote and another reads has to travel between their caches, which takes longer
+// than the product where cores share no cache: so whole tiles go to the threads in order, the same ones in every layer, and of weights
+// that are woven in this very call each thread weaves for itself what it computes with. That is all of them if it gets whole tiles;
+// where this would be too much work for too few tiles, each thread computes the rows that it wove, in every tile.
 #pragma once
 #include <cstddef>
 #include <type_traits>
 
 #include "scratch.h"
+#include "stream.h"
 #include "tiles.h"
 
 namespace openwork::OPENWORK_LEVEL {
@@ -71,16 +74,22 @@ OPENWORK_INLINE void with_width(std::int64_t width, Body body) {
   else body(std::integral_constant<int, 16>{});
 }
 
+// Words that the threads of a team hold for themselves, 8 megabytes in all: more weights than that are not woven by each.
+constexpr std::int64_t most_own_words = 1 << 20;
+
 // How the work on tiles is dealt out to the threads of a team: the first `alone` tiles go whole to one thread each, the others by
 // parts.
 struct Shares {
   std::int64_t tiles, parts, alone;
-  bool fixed;  // part p is computed by the thread that a static schedule gives it to
+  bool fixed;  // part p of every tile is computed by the thread that a static schedule gives it to
+  bool many;   // weights, for each thread to weave them all
 
-  static Shares of(std::int64_t tiles, std::int64_t parts, int threads, bool freshly_woven) {
+  // freshly_woven: weights that are woven in the same call; may_fix: for these tiles only.
+  static Shares of(std::int64_t tiles, std::int64_t parts, int threads, std::int64_t freshly_woven = 0, bool may_fix = true) {
     constexpr std::int64_t few_tiles = 8;
-    const bool fixed = freshly_woven && tiles <= few_tiles && parts >= threads;
-    return {tiles, parts, fixed ? 0 : tiles - tiles % threads, fixed};
+    const bool many = freshly_woven * threads > most_own_words;
+    const bool fixed = may_fix && (tiles < threads || (many && tiles <= few_tiles)) && parts >= threads;
+    return {tiles, parts, fixed ? 0 : tiles - tiles % threads, fixed, many};
   }
 
   // Inside a parallel region. The threads do not wait for each other at the end.
@@ -93,19 +102,43 @@ struct Shares {
       return;
     }
     const std::int64_t together = tiles - alone;
-#pragma omp for schedule(dynamic, 1) nowait
+#pragma omp for schedule(static) nowait
     for (std::int64_t tile = 0; tile < alone; ++tile) whole(tile);
 #pragma omp for schedule(dynamic, 1) nowait
     for (std::int64_t i = 0; i < together * parts; ++i) of_part(alone + i % together, i / together);
   }
 };
 
-// multiply(std::integral_constant<int, width>, part, x, y) overwrites the rows of the part in the tile y. weave(part) is called for
-// every part first; kernels whose weights need no weaving leave it out.
-template <class Multiply, class WeavePart = std::nullptr_t>
-OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multiply, WeavePart weave = nullptr) {
-  constexpr bool weaves = !std::is_same_v<WeavePart, std::nullptr_t>;
-  const Shares shares = Shares::of(layer.tiles(), layer.part_count, threads, weaves);
+// The stream of weights that a call weaves, as the threads need it to take their shares.
+struct Woven {
+  std::int64_t length;
+  Shares shares;
+  Word* of_team;  // many weights for whole tiles: woven together
+
+  static Woven of(std::int64_t kept, const Shares& shares) {
+    const std::int64_t length = stream_length(kept, shares.parts);
+    return {length, shares, shares.many && !shares.fixed ? scratch<Word>(Scratch::weights, length) : nullptr};
+  }
+
+  // In each thread: the words, once weave(part, words) has been called for every part that it computes. What the team weaves is
+  // whole behind the next barrier only.
+  template <class WeavePart>
+  OPENWORK_INLINE const Word* in_thread(WeavePart weave) const {
+    Word* words = of_team ? of_team : scratch<Word>(Scratch::weights, length);
+    if (of_team || shares.fixed) {
+#pragma omp for schedule(static, 1) nowait
+      for (std::int64_t part = 0; part < shares.parts; ++part) weave(part, words);
+    } else {
+      for (std::int64_t part = 0; part < shares.parts; ++part) weave(part, words);
+    }
+    return words;
+  }
+};
+
+// multiply(std::integral_constant<int, width>, part, words, x, y) overwrites the rows of the part in the tile y; `words` is what
+// weights() returned in this thread, which every thread calls before anything else.
+template <class Multiply, class Weights>
+OPENWORK_INLINE void run_layer(const Layer& layer, const Shares& shares, int threads, Multiply multiply, Weights weights) {
   const std::int64_t alone = shares.alone, together = shares.tiles - alone;
   const std::int64_t pieces = layer.tiled_x ? 0 : larger(1, (layer.inputs + feature_piece - 1) / feature_piece);
   const std::int64_t stride = layer.packed_features() * tile_width;
@@ -113,10 +146,7 @@ OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multipl
 
 #pragma omp parallel num_threads(threads)
   {
-    if constexpr (weaves) {
-#pragma omp for schedule(static, 1) nowait
-      for (std::int64_t part = 0; part < layer.part_count; ++part) weave(part);
-    }
+    const auto words = weights();
 #pragma omp for schedule(static)
     for (std::int64_t i = 0; i < together * pieces; ++i) {
       const std::int64_t tile = i / pieces, begin = i % pieces * feature_piece;
@@ -128,16 +158,25 @@ OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multipl
       const float* in = layer.inputs_of(tile, packed);
       float* out = layer.outputs_of(tile, packed);
       for (std::int64_t part = 0; part < layer.part_count; ++part)
-        with_width(layer.width(tile), [&](auto width) { multiply(width, part, in, out); });
+        with_width(layer.width(tile), [&](auto width) { multiply(width, part, words, in, out); });
       layer.deliver(tile, 0, layer.outputs, out);
     };
     shares.deal(whole, [&](std::int64_t tile, std::int64_t part) {
       float* packed = shared + (tile - alone) * stride;
       float* out = layer.outputs_of(tile, packed);
-      with_width(layer.width(tile), [&](auto width) { multiply(width, part, layer.inputs_of(tile, packed), out); });
+      with_width(layer.width(tile), [&](auto width) { multiply(width, part, words, layer.inputs_of(tile, packed), out); });
       layer.deliver(tile, layer.first_row(part), layer.first_row(part + 1), out);
     });
   }
+}
+
+// The same with weights that are there already: multiply(width, part, x, y).
+template <class Multiply>
+OPENWORK_INLINE void run_layer(const Layer& layer, int threads, Multiply multiply) {
+  run_layer(
+      layer, Shares::of(layer.tiles(), layer.part_count, threads), threads,
+      [&](auto width, std::int64_t part, std::nullptr_t, const float* x, float* y) { multiply(width, part, x, y); },
+      [] { return nullptr; });
 }
 
 }  // namespace

@@ -117,35 +117,31 @@ KERNEL(linear_gradients, Address x, Address dy, Address gate, Address dx, Addres
   const Job job{at<const float>(x), at<const float>(dy), at<const float>(gate), at<float>(dx), at<float>(dbias),
                 batch, inputs, outputs, tiled_x, tiled_dy,
                 dvalues && !tiled_x, !tiled_dy || gate, dx && !tiled_x};
-  Word* words = dx ? scratch<Word>(Scratch::weights, stream_length(kept, t_part_count)) : nullptr;
-
-  const std::int64_t tiles = (batch + tile_width - 1) / tile_width;
+  const std::int64_t tiles = (batch + tile_width - 1) / tile_width, at_once = smaller(tiles, tiles_at_once);
+  // The last tiles of a larger batch may be fewer than the others: no share is fixed for all of them.
+  const Woven woven = Woven::of(dx ? kept : 0, Shares::of(at_once, dx ? t_part_count : 0, threads, kept, tiles == at_once));
   const std::int64_t x_pieces = job.packs_x ? (inputs + feature_piece - 1) / feature_piece : 0;
-  const std::int64_t dy_pieces = job.packs_dy || dbias ? (outputs + feature_piece - 1) / feature_piece : 0;
-  float* buffers = scratch<float>(Scratch::shared, smaller(tiles, tiles_at_once) * job.floats());
+  const std::int64_t dy_pieces = job.packs_dy ? (outputs + feature_piece - 1) / feature_piece : 0;
+  float* buffers = scratch<float>(Scratch::shared, at_once * job.floats());
 
 #pragma omp parallel num_threads(threads)
   {
-    if (words) {
-#pragma omp for schedule(static, 1) nowait
-      for (std::int64_t part = 0; part < t_part_count; ++part) weave.ordered_part(transposed, part, words);
-    }
+    const Word* words = woven.in_thread([&](std::int64_t part, Word* to) { weave.ordered_part(transposed, part, to); });
     for (std::int64_t begin = 0; begin < tiles; begin += tiles_at_once) {
       const std::int64_t end = smaller(tiles, begin + tiles_at_once);
       const auto buffer = [&](std::int64_t tile) { return buffers + (tile - begin) * job.floats(); };
+      // By tiles, so that a thread that is given whole ones for dX has packed them itself.
+      const std::int64_t pieces = x_pieces + dy_pieces;
 #pragma omp for schedule(static)
-      for (std::int64_t piece = 0; piece < x_pieces + dy_pieces; ++piece)
-        for (std::int64_t tile = begin; tile < end; ++tile) {
-          const bool of_x = piece < x_pieces;
-          const std::int64_t from = (of_x ? piece : piece - x_pieces) * feature_piece;
-          const std::int64_t to = smaller(of_x ? inputs : outputs, from + feature_piece);
-          if (of_x) {
-            job.pack_x(tile, from, to, buffer(tile));
-            continue;
-          }
-          if (job.packs_dy) job.pack_dy(tile, from, to, buffer(tile));
-          if (job.dbias) add_samples(job.dy_of(tile, buffer(tile)), job.width(tile), from, to, job.dbias, tile > 0);
+      for (std::int64_t i = 0; i < (end - begin) * pieces; ++i) {
+        const std::int64_t tile = begin + i / pieces, piece = i % pieces;
+        if (piece < x_pieces) {
+          job.pack_x(tile, piece * feature_piece, smaller(inputs, (piece + 1) * feature_piece), buffer(tile));
+        } else {
+          const std::int64_t from = (piece - x_pieces) * feature_piece;
+          job.pack_dy(tile, from, smaller(outputs, from + feature_piece), buffer(tile));
         }
+      }
 
       if (dx) {
         const auto multiply_part = [&](std::int64_t tile, std::int64_t part) {
@@ -153,7 +149,7 @@ KERNEL(linear_gradients, Address x, Address dy, Address gate, Address dx, Addres
             multiply(FeatureTile<width>{}, transposed, words, part, job.dy_of(tile, buffer(tile)), job.dx_of(tile, buffer(tile)));
           });
         };
-        const Shares shares = Shares::of(end - begin, t_part_count, threads, tiles <= tiles_at_once);
+        const Shares shares = end - begin == at_once ? woven.shares : Shares::of(end - begin, t_part_count, threads);
         shares.deal(
             [&](std::int64_t i) {
               for (std::int64_t part = 0; part < t_part_count; ++part) multiply_part(begin + i, part);
@@ -165,13 +161,18 @@ KERNEL(linear_gradients, Address x, Address dy, Address gate, Address dx, Addres
             });
       }
 
-      if (dvalues) {
+      if (dvalues || dbias) {
 #pragma omp for schedule(static, 1) nowait
         for (std::int64_t part = 0; part < part_count; ++part)
-          for (std::int64_t tile = begin; tile < end; ++tile)
-            with_width(job.width(tile), [&](auto width) {
-              dw.part<width>(part, job.x_of(tile, buffer(tile)), job.dy_of(tile, buffer(tile)), tile > 0);
-            });
+          for (std::int64_t tile = begin; tile < end; ++tile) {
+            const float* dy_tile = job.dy_of(tile, buffer(tile));
+            if (dvalues)
+              with_width(job.width(tile), [&](auto width) {
+                dw.part<width>(part, job.x_of(tile, buffer(tile)), dy_tile, tile > 0);
+              });
+            if (job.dbias)
+              add_samples(dy_tile, job.width(tile), dw.walk.parts[part].row, dw.walk.parts[part + 1].row, job.dbias, tile > 0);
+          }
       }
 #pragma omp barrier
     }

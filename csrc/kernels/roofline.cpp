@@ -1,4 +1,5 @@
-// What this machine can do at most, at this level: multiply and add, and read. Kernels are judged by the share they reach.
+// What this machine can do at most, at this level: multiply and add, read, and hand data from one thread to another. Kernels are
+// judged by the share they reach.
 #include "simd.h"
 
 namespace openwork::OPENWORK_LEVEL {
@@ -48,6 +49,25 @@ KERNEL(most_reads, Address x, std::int64_t count, std::int64_t times, Address su
     for (int j = 0; j < reads; ++j) all += sum[j];
     float* to = at<float>(sums) + thread * 16;
     for (int i = 0; i < 16; ++i) to[i] = i < lanes ? all[i] : 0.0f;
+  }
+}
+
+// A line of memory goes back and forth between two threads `count` times: each waits for the other's number and writes the next.
+// lines [64] are integers that begin as zeros. Does nothing where the runtime grants one thread only.
+KERNEL(most_handovers, Address lines, std::int64_t count) {
+#pragma omp parallel num_threads(2)
+  {
+    int* team = at<int>(lines) + 32;
+    const int self = __atomic_fetch_add(team, 1, __ATOMIC_RELAXED);
+#pragma omp barrier
+    if (*team == 2) {
+      std::int64_t* line = at<std::int64_t>(lines);
+      for (std::int64_t turn = self; turn < 2 * count; turn += 2) {
+        while (__atomic_load_n(line, __ATOMIC_ACQUIRE) != turn) {
+        }
+        __atomic_store_n(line, turn + 1, __ATOMIC_RELEASE);
+      }
+    }
   }
 }
 

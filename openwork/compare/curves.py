@@ -46,7 +46,10 @@ def told(point: BreakEven) -> str:
 def limits(roof: Roof) -> str:
     """The limits of the machine in words."""
     reads = ", ".join(f"{rate:.0f} GB/s from {_size(size)}" for size, rate in sorted(roof.reads.items()))
-    return f"this machine reaches {roof.gflops:.0f} GFLOP/s and reads {reads} ({roof.threads} threads)"
+    threads = f"{roof.threads} threads" + (
+        f", {roof.handover * 1e9:.0f} ns from one to another" if roof.handover else ""
+    )
+    return f"this machine reaches {roof.gflops:.0f} GFLOP/s and reads {reads} ({threads})"
 
 
 def page(rows: Sequence[Measured], roof: Roof | None = None) -> str:

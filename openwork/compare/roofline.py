@@ -1,8 +1,10 @@
-"""How near to the best possible is a kernel? The two limits of this machine, measured in the same run.
+"""How near to the best possible is a kernel? The limits of this machine, measured in the same run.
 
 A layer cannot be done before its multiplications are, nor before its weights have been read. Both rates are measured with the
 instruction set level and the threads in use: multiply-adds in registers, and reading a buffer of the size of the weights again
-and again, so that weights which stay in a cache are compared with that cache.
+and again, so that weights which stay in a cache are compared with that cache. Threads that share the work of one small layer
+also hand data to one another. How long that takes depends on whether their cores share a cache, and a virtual machine may be
+moved from one case to the other while it runs: two figures are comparable only where their handovers are.
 
 Paper: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model for multicore architectures",
 Communications of the ACM 52(4), 2009.
@@ -41,11 +43,14 @@ class Roof:
     Attributes:
         threads: that worked.
         gflops: 10^9 operations a second, a multiply-add being two, float32.
+        handover: seconds until a thread has what another one wrote; 0 with one thread. About 30 to 60 ns between cores that share
+            a cache, several times as long between others.
         reads: bytes of a buffer -> 10^9 bytes a second it was read at; grows as sizes are asked for.
     """
 
     threads: int
     gflops: float
+    handover: float = 0.0
     reads: dict[int, float] = field(default_factory=dict)
 
     def read(self, nbytes: int) -> float:
@@ -69,7 +74,17 @@ def roof() -> Roof | None:
     if not native.enabled():
         return None
     threads = torch.get_num_threads()
-    return Roof(threads, _multiply_adds(threads))
+    return Roof(threads, _multiply_adds(threads), handover() if threads > 1 else 0.0)
+
+
+def handover() -> float:
+    """Seconds a line of memory takes from one thread to another at present, the best of a few milliseconds."""
+    lines = torch.zeros(64, dtype=torch.int32)
+
+    def call(count: int) -> None:
+        native.kernels().most_handovers(lines.zero_().data_ptr(), count)
+
+    return 0.5 / _rate(call)
 
 
 def _multiply_adds(threads: int) -> float:
@@ -95,7 +110,7 @@ def _read(size: int, threads: int) -> float:
 def _rate(call: Callable[[int], None]) -> float:
     """The most steps a second that ``call(steps)`` makes."""
     steps = 1
-    while min(_seconds(call, steps) for _ in range(3)) < SECONDS / 2:  # the first has to wake the threads
+    while min(_seconds(call, steps) for _ in range(SAMPLES)) < SECONDS / 2:  # the first wake the threads
         steps *= 2
     return max(steps / _seconds(call, steps) for _ in range(SAMPLES))
 

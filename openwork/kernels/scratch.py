@@ -1,7 +1,7 @@
 """The buffers that native kernels keep between calls (csrc/scratch.h): how many bytes they will take.
 
-Every thread has three: one that it works in alone, and two that it shares with the team it leads (activations, and the weights
-woven with their columns). Each grows to the need of the largest layer and stays.
+Every thread has three: one that it works in alone, one of activations that it shares with the team it leads, and one of weights
+woven with their columns, for itself or for the team. Each grows to the need of the largest layer and stays.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ SMALL_UNIT = 1 << 16
 TILES_AT_ONCE = 8
 """Tiles of a batch that a backward kernel packs at a time (csrc/kernels/linear_gradients.cpp)."""
 
+MOST_OWN_WORDS = 1 << 20
+"""Words of woven weights that the threads of a team hold for themselves, in all (csrc/layer.h)."""
+
 BANDS_AT_ONCE = 4
 """Bands of images that are packed at a time for the gradient of a convolution (csrc/kernels/conv_weight_gradient.cpp)."""
 
@@ -30,21 +33,26 @@ PART_PADDING = 16
 
 @dataclass(frozen=True)
 class Scratch:
-    """Bytes asked for each of the buffers. `own` is that of every thread of a team."""
+    """Bytes asked for each of the buffers. `own` and `own_weights` are those of every thread, the others of the one that leads."""
 
     own: int = 0
     shared: int = 0
     weights: int = 0
+    own_weights: int = 0
 
     def __or__(self, other: Scratch) -> Scratch:
         """What serves both."""
         return Scratch(
-            max(self.own, other.own), max(self.shared, other.shared), max(self.weights, other.weights)
+            max(self.own, other.own),
+            max(self.shared, other.shared),
+            max(self.weights, other.weights),
+            max(self.own_weights, other.own_weights),
         )
 
     def held(self, threads: int) -> int:
         """Bytes that a team of so many threads holds."""
-        return threads * whole_pages(self.own) + whole_pages(self.shared) + whole_pages(self.weights)
+        led = whole_pages(self.shared) + whole_pages(max(self.weights, self.own_weights))
+        return threads * whole_pages(self.own) + led + (threads - 1) * whole_pages(self.own_weights)
 
 
 def whole_pages(asked: int) -> int:
@@ -68,9 +76,13 @@ def linear_scratch(
     weights = 8 * (kept + PART_PADDING * parts)
     backward = min(tiles, TILES_AT_ONCE) * tile * (outputs if chained else 2 * inputs + outputs)
     forward = 0 if chained else tile * (inputs + 1 + outputs)
-    # As in csrc/layer.h: few tiles are shared by the team row by row, of many each thread takes whole ones.
-    alone = 0 if tiles <= TILES_AT_ONCE and parts >= threads else tiles - tiles % threads
-    return Scratch(forward if alone else 0, max(backward, (tiles - alone) * forward), weights)
+    # As in csrc/layer.h: few tiles are shared by the team row by row, and each thread weaves its own rows; otherwise each thread
+    # takes whole tiles, and weaves all weights for itself unless they are many.
+    many = kept * threads > MOST_OWN_WORDS
+    fixed = parts >= threads and (tiles < threads or (many and tiles <= TILES_AT_ONCE))
+    alone = 0 if fixed else tiles - tiles % threads
+    activations = Scratch(forward if alone else 0, max(backward, (tiles - alone) * forward))
+    return activations | (Scratch(weights=weights) if fixed or many else Scratch(own_weights=weights))
 
 
 def conv_scratch(kept: int) -> Scratch:

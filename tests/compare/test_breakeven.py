@@ -43,7 +43,7 @@ def test_measured_rows_have_their_share_of_the_roof():
 
 
 def test_the_page_has_curves_and_asks_nobody():
-    html = curves.page(ROWS, Roof(2, 100.0, {1 << 20: 50.0}))
+    html = curves.page(ROWS, Roof(2, 100.0, 4e-8, {1 << 20: 50.0}))
     assert "8x16: times as fast as the best dense kernel" in html
     assert "100 GFLOP/s and reads 50 GB/s from 1 MB" in html
     assert "Share of the limits" in html

@@ -17,6 +17,7 @@ def test_a_machine_has_limits(monkeypatch):
     found = roof()
     assert found is not None
     assert found.gflops > 0  # how much, a busy machine does not tell
+    assert (found.handover > 0) == (found.threads > 1)
     assert found.read(1 << 16) > 0
     assert found.read((1 << 16) - 100) == found.reads[1 << 16]  # measured once
 
