@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 
 from openwork.durable import FileError
 from openwork.files.header import DTYPES, weight_of
-from openwork.layouts.layer import STORED, SparseLayer
+from openwork.layouts.fitting import STORED
+from openwork.layouts.layer import SparseLayer
 
 Plain = Mapping[str, Tensor | SparseLayer[Any]]
 """Tensors by plain name, in the order of the model's ``state_dict``; a layer stands for its own weight."""
