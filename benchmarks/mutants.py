@@ -94,7 +94,7 @@ MUTANTS = [
         f"{FILES} -k kept_zeros",
     ),
     Mutant(
-        "layouts/layer.py",
+        "layouts/fitting.py",
         "if values.shape != col.shape:",
         "if False:",
         "tests/layouts/test_linear.py -k state",
