@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from openwork.grid import Shape
 from openwork.method import Method
 from openwork.patterns import Pattern
+from openwork.tables import table
 from openwork.weights import Weight
 
 
@@ -102,17 +103,8 @@ class Plan:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-        numeric = {3, 4, 5, 6}
-        table = [
-            "  ".join(
-                cell.rjust(w) if i in numeric else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in [header, *lines]
-        ]
         total = f"{self.method.name}: asked {self.asked}; sparsity {self.sparsity:.6f}, {self.kept} of {self.numel} kept"
-        return "\n".join([*(line.rstrip() for line in table), total, *map(collapse, self.collapsed)])
+        return "\n".join([*table(header, lines, numbers=header[3:7]), total, *map(collapse, self.collapsed)])
 
 
 def collapse(name: str) -> str:
