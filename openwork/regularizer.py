@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from openwork.method import Method
+from openwork.method import Method, require_kind
 from openwork.sparsifier import optimizers
 from openwork.weights import unwrapped
 
@@ -140,8 +140,7 @@ def regularize(
         TypeError: the method is no regularization.
         ValueError: it cannot work on this model, or the saved state is of another run. Nothing has changed then.
     """
-    if not isinstance(method, Regularization):
-        raise TypeError(f"{type(method).__name__} is no regularization: use ow.attach or ow.thaw_")
+    require_kind(method, Regularization, "is no regularization: use ow.attach or ow.thaw_")
     if resume is not None and (resume.get("format") != 1 or resume.get("method") != method.record()):
         raise ValueError(
             f"the saved state is of another run: {resume.get('method')}. Go on with the method that was saved"

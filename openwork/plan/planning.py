@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from openwork.allocation import allocation
 from openwork.layouts.layer import SparseLayer
-from openwork.method import Method
+from openwork.method import Method, require_kind
 from openwork.patterns import Pattern, Unstructured, pattern
 from openwork.plan import globs
 from openwork.plan.table import Plan, Row
@@ -31,8 +31,10 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
         scores: name -> scores of the weight's shape, for allocations that rank; magnitudes by default.
 
     Raises:
+        TypeError: the model is no module, or the method no method.
         ValueError: a glob matches no parameter, nothing is left to make sparse, or the total cannot be met.
     """
+    require_kind(method, Method, "")
     weights = prunable(model)
     globs.must_match(method, [w.name for w in weights])
     chosen = Unstructured() if method.reads_zeros else pattern(method.pattern)
@@ -50,9 +52,9 @@ def plan(model: nn.Module, method: Method, scores: Mapping[str, Tensor] | None =
             shared.append(w)
     if not shared and not fixed:
         reasons = "; ".join(f"{name} ({why})" for name, why in dense.items()) or "the model has no weights"
-        raise ValueError(
-            f"{method.name} finds nothing to make sparse: {reasons}. Use include=('glob',) to add a parameter by name"
-        )
+        unfit = any(" does not fit, " in why for why in dense.values())
+        advice = "Choose a pattern that fits" if unfit else "Use include=('glob',) to add a parameter by name"
+        raise ValueError(f"{method.name} finds nothing to make sparse: {reasons}. {advice}")
     counts = dict(zip((w.name for w in shared), _allocate(method, shared, scores), strict=True))
     fixed |= {
         w.name: w.parameter.numel()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from openwork.method import require_kind
 from openwork.plan import plan
 from openwork.sparsifier.optimizers import around_steps
 from openwork.thawing.contract import Thawing
@@ -176,10 +177,7 @@ def thaw_(model: nn.Module, method: Thawing) -> Thawed:
         ValueError: there is nothing to train, a glob matches no weight, or several modules share one that would be trained. The
             model has not changed then.
     """
-    if not isinstance(method, Thawing):
-        raise TypeError(
-            f"{type(method).__name__} does not train parts of a frozen model: use ow.attach or ow.adapt_"
-        )
+    require_kind(method, Thawing, "does not train parts of a frozen model: use ow.attach or ow.adapt_")
     model = unwrapped(model)
     weights = [row.weight for row in plan(model, method).sparse]
     parts = method.parts(model, weights)

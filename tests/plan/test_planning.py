@@ -64,6 +64,20 @@ def test_nothing_to_make_sparse_is_an_error_with_reasons():
         plan(nn.ReLU(), StaticRandom())
 
 
+def test_a_pattern_that_fits_nowhere_is_to_be_changed():
+    with pytest.raises(
+        ValueError, match=r"finds nothing .* no multiple of 7.*\. Choose a pattern that fits$"
+    ):
+        plan(mlp(), StaticRandom(pattern="3:7"))
+
+
+def test_a_model_and_a_method_are_what_they_should_be():
+    with pytest.raises(TypeError, match=r"a model is a torch\.nn\.Module; got NoneType"):
+        plan(None, StaticRandom())
+    with pytest.raises(TypeError, match=r"StaticRandom is its class: write StaticRandom\(\.\.\.\)"):
+        plan(mlp(), StaticRandom)
+
+
 def test_impossible_totals():
     for kept in (-1, 681):
         with pytest.raises(ValueError, match=f"kept={kept} was asked for, .* have 680 connections"):
