@@ -14,11 +14,19 @@ from cyclopts import App, CycloptsError, Parameter
 import openwork
 from openwork.cli.output import complaint, say
 
+
+def _typed(default: object) -> str | None:
+    """A default as one would type it; None, and so no word of it, where leaving the option out is all there is to say."""
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or None
+    return None if default is None or default is False else str(default)
+
+
 app = App(
     name="openwork",
     help="Sparse neural networks: find them, train them, prune to them, run them faster, and prove it.",
     version=lambda: openwork.__version__,
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=_typed),
 )
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # main answers it
 app.command(

@@ -48,15 +48,17 @@ def plan(
     kept
         The same as an exact number of connections.
     allocation
-        How the total is split among parameters.
+        How the total is split among parameters, such as "erk", "uniform" or "global".
     pattern
         Which masks are legal, such as "2:4" or "block 4x1".
-    exclude, include
-        Globs of parameters to leave dense, or to cover although they would be left dense.
+    exclude
+        Globs of parameters to leave dense.
+    include
+        Globs of parameters to cover although they would be left dense, such as embeddings.
     training
         Show as well how much memory training would take: dense, under masks, and holding only the kept connections.
     optimizer
-        A class of torch.optim, such as "adam", "sgd", or "momentum".
+        Whose state to count: "momentum" (SGD with it), or a class of torch.optim, such as "adam" or "sgd".
     batch
         Examples a training step.
     input

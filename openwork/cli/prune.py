@@ -55,7 +55,7 @@ def prune(
     pattern
         Which masks are legal, such as "2:4" (which keeps half, whatever the sparsity says) or "unstructured".
     allocation
-        How the total is split among parameters.
+        How the total is split among parameters, such as "uniform", "global" or "lamp"; the method's own if not given.
     repair
         Methods to mend what is left, in order, such as "refit", "dsnot", "bias_correct" or "perp_blocks".
     recipe
