@@ -36,6 +36,7 @@ app.command(
     "openwork.cli.compare:compare",
     name="compare",
     help="Train one network by every method, beside the baselines.",
+    usage="Usage: openwork compare [OPTIONS] [METHODS...]",
 )
 app.command("openwork.cli.demo:demo", name="demo", help="Train a small sparse network here and measure it.")
 app.command("openwork.cli.inspect:inspect", name="inspect", help="Show what is in a file without loading it.")
@@ -43,7 +44,10 @@ app.command(
     "openwork.cli.delta:delta", name="delta", help="Write a fine-tuned model as a thin delta of its base."
 )
 app.command(
-    "openwork.cli.merge:merge", name="merge", help="Merge fine-tuned transformers, folders to folder."
+    "openwork.cli.merge:merge",
+    name="merge",
+    help="Merge fine-tuned transformers, folders to folder.",
+    usage="Usage: openwork merge [OPTIONS] BASE MODEL [MODELS...] OUT",
 )
 app.command("openwork.cli.plan:plan", name="plan", help="Show what a method would make of a model.")
 app.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,7 +130,16 @@ def _model(name: str) -> nn.Module:
         return tasks.model(name)
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
-    made = getattr(importlib.import_module(module), attribute)()
+    factory = getattr(importlib.import_module(module), attribute, None)
+    if not callable(factory):
+        raise ValueError(f"{name} was asked for, and {module} has no function or class {attribute!r}")
+    try:
+        signature(factory).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{name} is called without arguments, and {error}: write a function that needs none and returns the model"
+        ) from error
+    made = factory()
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name} returned {type(made).__name__}, and a model is a torch.nn.Module")
     return made

@@ -144,3 +144,9 @@ sys.exit(cli.main(["long"]))"""
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize("command", [["bench"], ["compare"], ["plan", "mlp", "set"]])
+def test_percents_are_not_taken_for_fractions(command, capsys):
+    assert cli.main([*command, "--sparsity", "95"]) == 1
+    assert "got 95.0: for 95 % write 0.95" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from openwork.cli import main
-from openwork.cli.methods import page
+from openwork.cli.methods import page, spoken
 
 method = importlib.import_module("openwork.method")
 
@@ -120,3 +120,10 @@ def test_every_published_method_explains_itself(cls):
     assert found["paper"]
     unexplained = [option["option"] for option in found["options"] if not option["meaning"]]
     assert not unexplained
+
+
+def test_a_terminal_shows_the_name_that_a_reference_refers_to():
+    assert (
+        spoken("as :class:`DNW`, see :func:`~openwork.attach` and ``code``")
+        == "as DNW, see openwork.attach and ``code``"
+    )
