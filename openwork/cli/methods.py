@@ -84,6 +84,10 @@ def _options(cls: type[Method]) -> list[Option]:
     meanings: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         meanings |= _meanings(inspect.cleandoc(owner.__doc__ or ""))
+        if cls.reads_zeros and owner.__dict__.get(
+            "reads_zeros"
+        ):  # what a class below says of them still counts
+            meanings |= dict.fromkeys(_UNUSED, "not used: this method does not choose what is kept.")
     return [
         Option(
             option=field.name,
@@ -95,6 +99,9 @@ def _options(cls: type[Method]) -> list[Option]:
         if field.init
     ]
 
+
+_UNUSED = ("sparsity", "kept", "allocation", "pattern")
+"""Options of every method that say what is kept: they play no part where the zeros of the model do."""
 
 _ARGS = re.compile(r"^Args:\n((?: +.*\n?|\n)*)", re.MULTILINE)
 """The section of a docstring that describes the options."""
