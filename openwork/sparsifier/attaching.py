@@ -17,6 +17,7 @@ from openwork.method import require_kind
 from openwork.plan import Plan, plan
 from openwork.sparsifier.contract import Training
 from openwork.sparsifier.data_parallel import fixed_buckets
+from openwork.sparsifier.occupation import occupy, require_vacant
 from openwork.sparsifier.optimizers import unwrapped
 from openwork.sparsifier.resuming import same_run
 from openwork.sparsifier.sparsifier import Sparsifier, SparsifierWarning
@@ -49,7 +50,8 @@ def attach(
 
     Raises:
         TypeError: the method does not work during training.
-        ValueError: see :func:`openwork.plan.plan`; also masks of unknown parameters or wrong shape.
+        ValueError: see :func:`openwork.plan.plan`; also masks of unknown parameters or wrong shape, and parameters that another
+            sparsifier is at work on.
     """
     require_kind(
         method, Training, "is no method that works while a model trains: use ow.sparsify_(model, method)"
@@ -57,6 +59,7 @@ def attach(
     optimizers = unwrapped(optimizer)
     method.due(1)  # what is missing to answer is said before anything changes
     layout = plan(model, method)
+    require_vacant(layout)
     lookouts = fixed_buckets(model, method, layout)
     if method.latent:
         require_latent(method.name, layout, optimizers)
@@ -104,6 +107,7 @@ def attach(
         connections.append(c)
     sparsifier = Sparsifier(layout, method, optimizers, connections)
     sparsifier.handles += lookouts
+    occupy(connections)
     if resume is not None:
         sparsifier.load_state_dict(resume)
     return sparsifier

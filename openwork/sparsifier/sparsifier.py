@@ -18,6 +18,7 @@ from openwork.plan import Plan, Row, collapse
 from openwork.resuming import saved
 from openwork.sparsifier.contract import Training
 from openwork.sparsifier.copies import follow
+from openwork.sparsifier.occupation import vacate
 from openwork.sparsifier.optimizers import around_steps, forget_flat_history
 from openwork.sparsifier.resuming import require_fit
 
@@ -148,6 +149,7 @@ class Sparsifier:
             handle.remove()
         for c in self.connections.values():
             c.release()
+        vacate(self.connections.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if never interrupted, beside the model's and optimizers' own ``state_dict``.
