@@ -94,7 +94,7 @@ MUTANTS = [
         f"{FILES} -k kept_zeros",
     ),
     Mutant(
-        "layouts/layer.py",
+        "layouts/fitting.py",
         "if values.shape != col.shape:",
         "if False:",
         "tests/layouts/test_linear.py -k state",
@@ -184,7 +184,12 @@ MUTANTS = [
     Mutant("positions.py", "positions[index] == wanted", "positions[index] >= wanted", POSITIONS),
     Mutant("grid.py", "above = scores > threshold", "above = scores >= threshold", "tests/test_grid.py"),
     Mutant("grid.py", "torch.where(scores.isnan(), -math.inf, scores)", "scores", "tests/test_grid.py"),
-    Mutant("allocation.py", "step = 1 if missing > 0 else -1", "step = 1", "tests/test_allocation.py"),
+    Mutant(
+        "allocation/counts.py",
+        "step = 1 if missing > 0 else -1",
+        "step = 1",
+        "tests/allocation/test_counts.py",
+    ),
     Mutant(
         "schedules.py",
         "if not self.first <= step <= self.last:",
@@ -192,10 +197,10 @@ MUTANTS = [
         "tests/test_schedules.py",
     ),
     Mutant(
-        "growth.py",
+        "growth/random.py",
         "below(free_before, ranks, or_at=True)",
         "below(free_before, ranks)",
-        "tests/test_growth.py",
+        "tests/growth/test_random.py",
     ),
     Mutant("kernels/native.py", "if asked not in available:", "if False:", "tests/kernels/test_native.py"),
     Mutant("kernels/native.py", "    _forked = True", "    _forked = False", f"{TRUST} -k fork"),

@@ -11,40 +11,17 @@ layer takes part in the run twice.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-_PRODUCTS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+from openwork.operations import HOMOGENEOUS, PRODUCTS, Operations, Reader, keeps_channels, tensors_in
+
 _NORMS = {F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm}
-_SAME_CHANNELS = {
-    F.relu, torch.relu, Tensor.relu, F.dropout, Tensor.contiguous, Tensor.to, Tensor.float, Tensor.double, Tensor.clone,
-    Tensor.type_as,
-}  # fmt: skip
-"""Operations that commute with a positive scale of each channel."""
-_RESHAPED = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten}
-"""Operations that do so where the last axis stays as it is."""
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A linear layer's weight, and the axis of it along which the channels of its input lie."""
-
-    name: str
-    weight: nn.Parameter
-    axis: int
-
-    def matrix(self) -> Tensor:
-        """The weight ``[out, in]``, detached."""
-        weight = self.weight.detach()
-        return weight if self.axis == 1 else weight.T
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ class _Made:
     transposed: bool
 
 
-class Watching(TorchFunctionMode):
+class Watching(Operations):
     """Records what makes and what reads every tensor in a run, see :func:`folds`; the run itself is not changed.
 
     Args:
@@ -102,38 +79,16 @@ class Watching(TorchFunctionMode):
     def __init__(
         self, names: Mapping[int, str], reads: Callable[[nn.Parameter, Tensor], None] | None = None
     ) -> None:
-        super().__init__()
-        self.names, self.reads = names, reads
+        super().__init__(names)
+        self.reads = reads
         self.made: dict[int, _Made] = {}
         self.linear: dict[int, list[Reader]] = {}
         self.through: dict[int, list[Tensor]] = {}
         self.elsewhere: set[int] = set()
-        self.uses: Counter[int] = Counter()
-        self._alive: list[Tensor] = []  # an id means a tensor only while that lives
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        result = func(*args, **kwargs)
-        tensors = [x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)]
-        results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if tensors and results:
-            self._alive += [*tensors, *results]
-            self.uses.update(id(x) for x in tensors if id(x) in self.names)
-            self._note(func, args, kwargs, tensors, results)
-        return result
-
-    def _note(
-        self,
-        func: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        tensors: list[Tensor],
-        results: list[Tensor],
-    ) -> None:
+    def note(self, func: Any, tensors: list[Tensor], results: list[Tensor]) -> None:
         x, out = tensors[0], results[0]
-        own = tuple(t for t in tensors[1:] if isinstance(t, nn.Parameter) and id(t) in self.names)
+        own = tuple(self.parameters_among(tensors[1:]))
         if func is F.linear and own and len(own) == len(tensors) - 1 and out is not x:
             self._read(x, own[0], 1)
             self.made[id(out)] = _Made(own, False)
@@ -145,10 +100,10 @@ class Watching(TorchFunctionMode):
         elif func in _NORMS and own and all(p.shape == x.shape[-1:] for p in own):
             self.elsewhere.add(id(x))
             self.made[id(out)] = _Made(own, False)
-        elif func in _PRODUCTS and len(tensors) == 2 and (p := _gain(tensors, self.names)) is not None:
+        elif func in PRODUCTS and len(tensors) == 2 and (p := _gain(tensors, self.names)) is not None:
             self.elsewhere.update(id(t) for t in tensors if t is not p)
             self.made[id(out)] = _Made((p,), False)
-        elif func in _PRODUCTS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape == out.shape:
+        elif func in PRODUCTS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape == out.shape:
             # either factor may carry the scale: the one that a linear layer made
             for t in tensors:
                 (
@@ -156,7 +111,7 @@ class Watching(TorchFunctionMode):
                     if id(t) in self.made
                     else self.elsewhere.add(id(t))
                 )
-        elif func in _SAME_CHANNELS or (func in _RESHAPED and out.shape[-1:] == x.shape[-1:]):
+        elif func in HOMOGENEOUS or keeps_channels(func, x, out):
             if out is not x:
                 self.through.setdefault(id(x), []).append(out)
         else:
@@ -174,7 +129,7 @@ class Watching(TorchFunctionMode):
         Args:
             outputs: what the run returned.
         """
-        self.elsewhere.update(id(x) for x in tree_leaves(outputs) if isinstance(x, Tensor))
+        self.elsewhere.update(id(x) for x in tensors_in(outputs))
         found: list[Fold] = []
         taken: set[int] = set()
         for key, made in self.made.items():

@@ -116,7 +116,34 @@ class Method:
 def check_fraction(what: str, value: Any, *, below_one: bool = False) -> None:
     """Raise ValueError unless ``value`` is a fraction."""
     if not hasattr(value, "__float__") or not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
-        raise ValueError(f"{what} is a fraction in [0, 1{')' if below_one else ']'}; got {value!r}")
+        hint = ""
+        if isinstance(value, (int, float)) and 1.0 < value <= 100.0:
+            hint = f": for {value:g} % write {value / 100:g}"
+        elif isinstance(value, str):
+            hint = ": write it as a number"
+        elif below_one and hasattr(value, "__float__") and value == 1.0:
+            hint = ": with 1 nothing would be left"
+        raise ValueError(f"{what} is a fraction in [0, 1{')' if below_one else ']'}; got {value!r}{hint}")
+
+
+def require_kind(thing: object, kinds: type[Method] | tuple[type[Method], ...], otherwise: str) -> None:
+    """Raise TypeError unless ``thing`` is a method of one of ``kinds``.
+
+    Args:
+        thing: what was given as a method.
+        kinds: what the verb takes.
+        otherwise: what to say of a method of another kind, behind its name.
+    """
+    if isinstance(thing, kinds):
+        return
+    if isinstance(thing, Method):
+        raise TypeError(f"{type(thing).__name__} {otherwise}")
+    if isinstance(thing, type) and issubclass(thing, Method):
+        raise TypeError(
+            f"a method is a value, and {thing.__name__} is its class: write {thing.__name__}(...)"
+        )
+    by_name = f": openwork.method.get({thing!r}) finds a class by its name" if isinstance(thing, str) else ""
+    raise TypeError(f"a method is a value such as ow.RigL(sparsity=0.9); got {type(thing).__name__}{by_name}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sorted positions: which ones are in both, where one set stands in another, and both as one.
+"""Sorted positions: which ones are in both, where one set stands in another, both as one, and some of them by chance.
 
 The connections of a sparse weight are named by sorted int64 positions without repeats, and an update compares
 the old ones with the new. Two sorted lists need no binary search: on the CPU they are merged, which costs
@@ -107,6 +107,18 @@ def ascending(positions: Tensor) -> Tensor:
     ordered = torch.empty_like(positions)
     native.library().sort(positions.data_ptr(), positions.numel(), ordered.data_ptr(), _threads(positions))
     return ordered
+
+
+def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """``k`` distinct numbers below ``n``, every set equally likely, sorted, without memory of size ``n`` when ``k`` is small."""
+    if 2 * k >= n:
+        return ascending(torch.randperm(n, generator=generator)[:k])
+    drawn = torch.empty(0, dtype=torch.int64)
+    # Never more are drawn than are missing, so nothing is thrown away but repeats, and no number is favoured.
+    while drawn.numel() < k:
+        more = ascending(torch.randint(n, (k - drawn.numel(),), generator=generator))
+        drawn = merged(drawn, more).unique_consecutive()
+    return drawn
 
 
 def where(mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from openwork.blocks import stacks
 from openwork.calibrator import BlockCalibrated, Calibrated, Calibration, ModelCalibrated, Stage, calibrate_
 from openwork.calibrator.afterwards import as_it_is, whole_or_nothing, work_on_model
 from openwork.calibrator.planning import left_dense, restricted
-from openwork.method import Method
+from openwork.method import Method, require_kind
 from openwork.plan import Plan, plan, wanted_total
 from openwork.scores import Batch, Loss, Scores
 from openwork.weights import Weight, prunable, unwrapped
@@ -127,10 +127,11 @@ def sparsify_(
     """
     stages = list(method) if isinstance(method, Sequence) else [method]
     for stage in stages:
-        if not isinstance(stage, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
-            raise TypeError(
-                f"{type(stage).__name__} works while a model trains: use ow.attach(model, optimizer, method)"
-            )
+        require_kind(
+            stage,
+            (Pruning, Calibrated, BlockCalibrated, ModelCalibrated),
+            "does not prune at once: use ow.attach(model, optimizer, method)",
+        )
     if isinstance(method, Pruning):
         if walk:
             raise TypeError(f"{', '.join(walk)} belong to calibration, and {method.name} does not calibrate")

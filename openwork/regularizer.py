@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from openwork.method import Method
+from openwork import resuming
+from openwork.method import Method, require_kind
 from openwork.sparsifier import optimizers
 from openwork.weights import unwrapped
 
@@ -106,13 +107,8 @@ class Regularizer:
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on with the same bits, beside the model's and the optimizer's own; tensors and plain values."""
-        return {
-            "format": 1,
-            "method": self.method.record(),
-            "step": self.step_count,
-            "generator": self.generator.get_state(),
-            "state": {name: tensor.detach().cpu() for name, tensor in self.state.items()},
-        }
+        state = {name: tensor.detach().cpu() for name, tensor in self.state.items()}
+        return resuming.saved(self.method, self.step_count, self.generator, state)
 
     def _before(self) -> None:
         with torch.no_grad():
@@ -140,12 +136,10 @@ def regularize(
         TypeError: the method is no regularization.
         ValueError: it cannot work on this model, or the saved state is of another run. Nothing has changed then.
     """
-    if not isinstance(method, Regularization):
-        raise TypeError(f"{type(method).__name__} is no regularization: use ow.attach or ow.thaw_")
-    if resume is not None and (resume.get("format") != 1 or resume.get("method") != method.record()):
-        raise ValueError(
-            f"the saved state is of another run: {resume.get('method')}. Go on with the method that was saved"
-        )
+    require_kind(method, Regularization, "is no regularization: use ow.attach or ow.thaw_")
+    if resume is not None:
+        resuming.require_well_formed(resume, "a regularizer")
+        resuming.require_same_method(resume, method, "Go on with")
     (first, *_) = optimizers.unwrapped(optimizer)
     regularizer = Regularizer(unwrapped(model), first, method)
     try:

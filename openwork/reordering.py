@@ -11,7 +11,6 @@ module.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,22 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-from openwork.folding import Reader
-
-_ELEMENTWISE = {
-    F.relu, torch.relu, Tensor.relu, F.gelu, F.silu, F.tanh, torch.tanh, Tensor.tanh, F.sigmoid, torch.sigmoid, Tensor.sigmoid,
-    F.elu, F.leaky_relu, F.relu6, F.hardswish, F.mish, F.softplus, F.dropout, torch.square, Tensor.square, torch.pow, Tensor.pow,
-    Tensor.__pow__, torch.erf, Tensor.erf, torch.exp, Tensor.exp, Tensor.neg, torch.neg, Tensor.__neg__, Tensor.contiguous,
-    Tensor.to, Tensor.float, Tensor.double, Tensor.clone, Tensor.type_as,
-}  # fmt: skip
-_OF_TWO = {
-    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.sub,
-    Tensor.sub, Tensor.__sub__, torch.div, Tensor.div, Tensor.__truediv__,
-}  # fmt: skip
-_RESHAPED = {Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten}
+from openwork.operations import ELEMENTWISE, OF_TWO, Operations, Reader, keeps_channels, tensors_in
 
 
 @dataclass(frozen=True)
@@ -87,38 +72,27 @@ class Channels:
             parameter.copy_(parameter.index_select(axis, order.to(parameter.device)))
 
 
-class _Tracing(TorchFunctionMode):
+class _Tracing(Operations):
     """Sees which tensors of a run have one order of channels in common."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
-        self.names = names
+        super().__init__(names)
         self.alike: dict[int, int] = {}
         self.tied: set[int] = set()
         self.makers: dict[int, list[tuple[nn.Parameter, int]]] = {}
         self.readers: dict[int, list[Reader]] = {}
-        self.uses: Counter[int] = Counter()
-        self._alive: list[Tensor] = []  # an id means a tensor only while that lives
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        versions = {id(x): x._version for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)}
-        result = func(*args, **kwargs)
-        tensors = [x for x in tree_leaves((list(args), kwargs)) if isinstance(x, Tensor)]
-        results = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        self._alive += [*tensors, *results]
-        if results and tensors:
-            self.uses.update(id(x) for x in tensors if id(x) in self.names)
-            self._note(func, tensors, results)
-        changed_in_place = [x for x in tensors if x._version != versions[id(x)]]
-        self.tied.update(id(x) for x in changed_in_place)
+        before = [(x, x._version) for x in tensors_in((list(args), dict(kwargs or {})))]
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.tied.update(id(x) for x, version in before if x._version != version)  # changed in place
         return result
 
-    def _note(self, func: Any, tensors: list[Tensor], results: list[Tensor]) -> None:
+    def note(self, func: Any, tensors: list[Tensor], results: list[Tensor]) -> None:
         x, out = tensors[0], results[0]
-        own = [t for t in tensors[1:] if isinstance(t, nn.Parameter) and id(t) in self.names]
+        own = self.parameters_among(tensors[1:])
         if func is F.linear and own and len(own) == len(tensors) - 1:
             self._product(x, own[0], 1, out, [(p, 0) for p in own])
         elif (
@@ -126,12 +100,12 @@ class _Tracing(TorchFunctionMode):
         ):
             self._product(tensors[1], own[0], 0, out, [(own[0], 1), (x, 0)])
         elif (
-            (func in _ELEMENTWISE and len(tensors) == 1)
-            or (func in _RESHAPED and out.shape[-1:] == x.shape[-1:])
-            or (func in _OF_TWO and len(tensors) == 1)
+            (func in ELEMENTWISE and len(tensors) == 1)
+            or keeps_channels(func, x, out)
+            or (func in OF_TWO and len(tensors) == 1)
         ):
             self._same(x, out)
-        elif func in _OF_TWO and tensors[0].shape == tensors[1].shape == out.shape:
+        elif func in OF_TWO and tensors[0].shape == tensors[1].shape == out.shape:
             self._same(x, out)
             self._same(tensors[1], out)
         else:
@@ -163,7 +137,7 @@ class _Tracing(TorchFunctionMode):
 
     def found(self, outputs: Any) -> list[Channels]:
         """What can be reordered, once the run is over."""
-        self.tied.update(id(x) for x in tree_leaves(outputs) if isinstance(x, Tensor))
+        self.tied.update(id(x) for x in tensors_in(outputs))
         tied = {self._root(key) for key in self.tied if key in self.alike}
         makers: dict[int, list[tuple[nn.Parameter, int]]] = {}
         readers: dict[int, list[Reader]] = {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openwork.layouts.collapsible import CollapsibleConv2d
 from openwork.layouts.structured import StructuredLinear
-from openwork.method import Method
+from openwork.method import Method, require_kind
 from openwork.plan import plan
 from openwork.weights import unwrapped
 
@@ -109,8 +109,7 @@ def restructure_(model: nn.Module, method: Restructuring) -> Restructurings:
         TypeError: the method does not replace layers.
         ValueError: no layer was replaced, a glob matches none, or a weight is NaN or infinite; the model has not changed then.
     """
-    if not isinstance(method, Restructuring):
-        raise TypeError(f"{type(method).__name__} leaves layers what they are: use ow.attach or ow.sparsify_")
+    require_kind(method, Restructuring, "leaves layers what they are: use ow.attach or ow.sparsify_")
     model = unwrapped(model)
     weights = [row.weight for row in plan(model, method).sparse]
     owners: dict[int, int] = {}

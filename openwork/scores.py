@@ -181,5 +181,5 @@ def _some(batches: Iterable[Batch], method: str) -> Iterator[Batch]:
         yield batch
     if empty:
         raise ValueError(
-            f"{method} scores connections on data, and the data given holds no batch: give at least one"
+            f"{method} scores connections on data, and data= holds no batch: give at least one, as in data=[(inputs, targets)]"
         )

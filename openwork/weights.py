@@ -74,7 +74,13 @@ def prunable(model: nn.Module) -> list[Weight]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and data-parallel wrappers."""
+    """The module inside ``torch.compile`` and data-parallel wrappers.
+
+    Raises:
+        TypeError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model is a torch.nn.Module; got {type(model).__name__}: the model comes first")
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner

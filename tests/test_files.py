@@ -432,6 +432,16 @@ except FileError as error:
 # What does not fit the model.
 
 
+def test_a_file_of_torch_is_named_as_one(tmp_path):
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", nn.Linear(2, 3), "as torch.save writes it: read it with torch.load")
+
+
+def test_what_is_no_model_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"got str: save\(model, path\)"):
+        save("model.safetensors", nn.Linear(2, 3))
+
+
 def refused(path: Path, model: nn.Module, told: str, **options: bool) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modules = [type(module) for module in model.modules()]

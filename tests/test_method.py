@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openwork.allocation import Global
-from openwork.method import Method, get, method, pages, registry
+from openwork.method import Method, get, method, pages, registry, require_kind
 from openwork.patterns import NM
 from openwork.prune.magnitude import Magnitude
 from openwork.schedules import Cosine
@@ -15,6 +15,27 @@ from openwork.train.gmp import GMP
 from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(95, r": for 95 % write 0\.95"), ("0.9", "write it as a number"), (1, "with 1 nothing would be left")],
+)
+def test_a_sparsity_that_is_no_fraction_says_what_was_meant(value, told):
+    with pytest.raises(ValueError, match=rf"^sparsity is a fraction in \[0, 1\); got .*{told}"):
+        Magnitude(sparsity=value)
+
+
+def test_what_is_no_method_of_the_kind_is_told_what_to_write():
+    require_kind(SET(), (RigL, SET), "is neither")
+    with pytest.raises(TypeError, match=r"^SET is no pruning$"):
+        require_kind(SET(), Magnitude, "is no pruning")
+    with pytest.raises(TypeError, match=r"a method is a value, and RigL is its class: write RigL\(\.\.\.\)"):
+        require_kind(RigL, RigL, "")
+    with pytest.raises(TypeError, match=r"got str: openwork\.method\.get\('rigl'\) finds a class"):
+        require_kind("rigl", Method, "")
+    with pytest.raises(TypeError, match=r"got Linear$"):
+        require_kind(torch.nn.Linear(1, 1), Method, "")
 
 
 def test_options_are_checked_when_a_method_is_made():

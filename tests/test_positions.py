@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openwork.positions import ascending, below, located, merged, where
+from openwork.positions import ascending, below, distinct, located, merged, where
 
 NUMBERS = st.lists(st.integers(-5, 40), max_size=60).map(sorted)
 SETS = st.sets(st.integers(0, 60), max_size=60).map(sorted)
@@ -61,3 +61,10 @@ def test_where_a_mask_is_true(mask):
     assert where(torch.tensor(mask, dtype=torch.bool)).tolist() == [i for i, m in enumerate(mask) if m]
     grid = torch.tensor(mask * 2, dtype=torch.bool).view(2, -1).T
     assert torch.equal(where(grid), grid.flatten().nonzero().flatten())
+
+
+def test_distinct_needs_no_memory_for_what_is_not_drawn():
+    drawn = distinct(10**15, 1000, torch.Generator().manual_seed(0))
+    assert drawn.unique().numel() == 1000
+    assert bool((drawn[1:] > drawn[:-1]).all())
+    assert int(drawn.max()) > 10**14

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from openwork import SET, RigL, SparseLinear, attach, to_sparse_
+from openwork.sparsifier import SparsifierWarning
 
 METHOD = SET(sparsity=0.7, allocation="uniform", steps=12, every=4)
 
@@ -102,6 +103,18 @@ def test_what_needs_matrices_is_refused():
     train(masked, muon)
     for name, mask in sparsifier.masks.items():
         assert not masked.get_parameter(name)[~mask].any()
+
+
+def test_an_optimizer_from_before_the_layers_were_stored_is_noticed():
+    torch.manual_seed(0)
+    model = network()
+    early = torch.optim.SGD(model.parameters(), 0.1)
+    to_sparse_(model, METHOD)
+    with pytest.warns(SparsifierWarning, match="make the optimizer after ow.to_sparse_") as told:
+        attach(model, early, METHOD).detach()
+    names = [name for name, _ in model.named_parameters() if name.endswith("weight_values")]
+    assert len(told) == len(names) > 0
+    attach(model, torch.optim.SGD(model.parameters(), 0.1), METHOD)  # and nothing is told
 
 
 def test_an_average_of_weights_follows_a_fixed_topology():

@@ -195,17 +195,17 @@ def test_a_threshold_is_noticed(register):
         def scores(self, model, weights, data, loss):
             return {n: w.detach().abs() for n, w in weights.items()}
 
-    import openwork.patterns as patterns
+    from openwork.patterns import contract
 
     def sloppy(scores, k):
         return scores >= scores.flatten().kthvalue(scores.numel() - k + 1).values if k else scores > torch.inf
 
-    original = patterns.top_k
-    patterns.top_k = sloppy
+    original = contract.top_k
+    contract.top_k = sloppy
     try:
         assert broken(register(Threshold), "ties are broken exactly")
     finally:
-        patterns.top_k = original
+        contract.top_k = original
 
 
 def test_global_randomness_is_noticed(register):

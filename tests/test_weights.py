@@ -7,7 +7,7 @@ from torch import nn
 from openwork.plan import plan
 from openwork.train.static_random import StaticRandom
 from openwork.weights import prunable, unwrapped
-from tests.test_plan import Everything, mlp
+from tests.plan.models import Everything, mlp
 
 
 def test_orientation_is_a_view_with_outputs_first():

@@ -13,7 +13,7 @@ from openwork.calibrate.gptq import by_importance, ordered_factor
 from openwork.calibrator.contract import Layer, Solution
 from openwork.calibrator.quantizing import Quantizing, quantized_solution
 from openwork.layouts.csr import CSR
-from openwork.layouts.quantized import Outliers
+from openwork.layouts.outliers import Outliers
 from openwork.method import method
 from openwork.quantization import Grid, Group
 from openwork.quantization.outliers import OutlierQuantizer

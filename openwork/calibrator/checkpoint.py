@@ -19,7 +19,7 @@ from openwork.calibrator.report import Line
 from openwork.calibrator.workshop import Workshop
 from openwork.durable import FileError, replacing
 from openwork.layouts.csr import CSR
-from openwork.layouts.quantized import Outliers
+from openwork.layouts.outliers import Outliers
 from openwork.matrices import Matrix
 from openwork.method import Method
 from openwork.quantization import FloatGrid, IntegerGrid, Placement, Quantized

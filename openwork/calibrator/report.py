@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from openwork.plan import Plan
+from openwork.tables import table
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,8 @@ class Calibration:
             )
             for line in self.lines
         ]
-        widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
-        table = [
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in [header, *cells]
-        ]
         total = (
             f"asked {self.plan.asked}; sparsity {self.plan.sparsity:.6f}, {self.plan.kept} of {self.plan.numel} kept; "
             f"{self.seconds:.1f} s"
         )
-        return "\n".join([*(line.rstrip() for line in table), total])
+        return "\n".join([*table(header, cells, numbers=header[2:]), total])

@@ -14,11 +14,19 @@ from cyclopts import App, CycloptsError, Parameter
 import openwork
 from openwork.cli.output import complaint, say
 
+
+def _typed(default: object) -> str | None:
+    """A default as one would type it; None, and so no word of it, where leaving the option out is all there is to say."""
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or None
+    return None if default is None or default is False else str(default)
+
+
 app = App(
     name="openwork",
     help="Sparse neural networks: find them, train them, prune to them, run them faster, and prove it.",
     version=lambda: openwork.__version__,
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=_typed),
 )
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False  # main answers it
 app.command(
@@ -28,6 +36,7 @@ app.command(
     "openwork.cli.compare:compare",
     name="compare",
     help="Train one network by every method, beside the baselines.",
+    usage="Usage: openwork compare [OPTIONS] [METHODS...]",
 )
 app.command("openwork.cli.demo:demo", name="demo", help="Train a small sparse network here and measure it.")
 app.command("openwork.cli.inspect:inspect", name="inspect", help="Show what is in a file without loading it.")
@@ -35,7 +44,10 @@ app.command(
     "openwork.cli.delta:delta", name="delta", help="Write a fine-tuned model as a thin delta of its base."
 )
 app.command(
-    "openwork.cli.merge:merge", name="merge", help="Merge fine-tuned transformers, folders to folder."
+    "openwork.cli.merge:merge",
+    name="merge",
+    help="Merge fine-tuned transformers, folders to folder.",
+    usage="Usage: openwork merge [OPTIONS] BASE MODEL [MODELS...] OUT",
 )
 app.command("openwork.cli.plan:plan", name="plan", help="Show what a method would make of a model.")
 app.command(

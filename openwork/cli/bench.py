@@ -51,7 +51,10 @@ def bench(
     from openwork.compare.breakeven import break_even, fastest, measure
     from openwork.compare.machine import machine
     from openwork.compare.roofline import roof
+    from openwork.method import check_fraction
 
+    for fraction in sparsity:
+        check_fraction("--sparsity", fraction)
     if threads is not None:
         torch.set_num_threads(threads)
     shapes, limits = [_shape(text) for text in layer], roof()

@@ -61,10 +61,12 @@ def compare(
     from openwork.compare.field import shelf
     from openwork.compare.machine import machine
     from openwork.compare.perceptrons import Perceptrons
-    from openwork.method import get
+    from openwork.method import check_fraction, get
     from openwork.tasks import get as get_task
     from openwork.tasks.task import fewer
 
+    for fraction in sparsity:
+        check_fraction("--sparsity", fraction, below_one=True)
     data = get_task(task)
     data = data if examples is None else fewer(data, examples)
     baselines = [get("static_random"), get("random_search")]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from openwork.cli.merge import merging
-from openwork.cli.output import JSON, say, show
+from openwork.cli.output import JSON, quiet_transformers, say, show
 
 
 def delta(
@@ -52,9 +52,7 @@ def delta(
         Let changes fill zeros of the base's weight matrices, which stay zero otherwise.
     """
     found = merging(method, seed, exclude, sparsity=sparsity, rescale=rescale, drop=drop)
-    from openwork.extras import require
-
-    require("transformers", extra="hf", to="compare Hugging Face models").utils.logging.disable_progress_bar()
+    quiet_transformers(to="compare Hugging Face models")
     from openwork.hf import write_delta
     from openwork.hf.folder import nbytes
 

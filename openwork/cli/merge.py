@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from openwork.cli.output import JSON, say, show, show_json
+from openwork.cli.output import JSON, quiet_transformers, say, show_json, show_rounded
 
 if TYPE_CHECKING:
     from openwork.merger import Merging
@@ -87,9 +87,7 @@ def merge(
         pattern=pattern,
         allocation=allocation,
     )
-    from openwork.extras import require
-
-    require("transformers", extra="hf", to="merge Hugging Face models").utils.logging.disable_progress_bar()
+    quiet_transformers(to="merge Hugging Face models")
     from openwork.hf import merge as merge_folders
 
     done = merge_folders(
@@ -114,11 +112,7 @@ def merge(
         )
         return
     print(done.done)
-    if done.quality:
-        print()
-        show(
-            [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in done.quality]
-        )
+    show_rounded(done.quality)
     say(f"\nthe merged model is in {done.folder}")
 
 

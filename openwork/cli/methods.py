@@ -55,14 +55,17 @@ def methods(
     from openwork.method import get, pages
 
     if name is None:
-        records = (dict(zip(("name", "kind", "what", "paper"), line, strict=True)) for line in pages())
-        show(list(records), as_json=json)
+        records = [dict(zip(("name", "kind", "what", "paper"), line, strict=True)) for line in pages()]
+        show(
+            records if json else [record | {"what": spoken(record["what"])} for record in records],
+            as_json=json,
+        )
     elif json:
         show_json(page(get(name)))
     else:
         found = page(get(name))
-        print(f"{found['name']} ({found['kind']})\n{found['paper']}\n\n{found['text']}\n")
-        show(found["options"])
+        print(f"{found['name']} ({found['kind']})\n{found['paper']}\n\n{spoken(found['text'])}\n")
+        show([{**option, "meaning": spoken(option["meaning"])} for option in found["options"]])
 
 
 def page(cls: type[Method]) -> Page:
@@ -81,6 +84,10 @@ def _options(cls: type[Method]) -> list[Option]:
     meanings: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         meanings |= _meanings(inspect.cleandoc(owner.__doc__ or ""))
+        if cls.reads_zeros and owner.__dict__.get(
+            "reads_zeros"
+        ):  # what a class below says of them still counts
+            meanings |= dict.fromkeys(_UNUSED, "not used: this method does not choose what is kept.")
     return [
         Option(
             option=field.name,
@@ -93,6 +100,9 @@ def _options(cls: type[Method]) -> list[Option]:
     ]
 
 
+_UNUSED = ("sparsity", "kept", "allocation", "pattern")
+"""Options of every method that say what is kept: they play no part where the zeros of the model do."""
+
 _ARGS = re.compile(r"^Args:\n((?: +.*\n?|\n)*)", re.MULTILINE)
 """The section of a docstring that describes the options."""
 
@@ -104,6 +114,15 @@ def _meanings(docstring: str) -> dict[str, str]:
     section = _ARGS.search(docstring)
     described = _ARG.findall(section[1]) if section else []
     return {name: " ".join(text.split()) for names, text in described for name in names.split(", ")}
+
+
+_REFERENCE = re.compile(r":\w+:`[~.]*([^`]*)`")
+"""A cross-reference, which documents turn into a link."""
+
+
+def spoken(text: str) -> str:
+    """A docstring as a terminal shows it: a reference is the name that it refers to."""
+    return _REFERENCE.sub(r"\1", text)
 
 
 def _default(field: dataclasses.Field[object]) -> str | None:

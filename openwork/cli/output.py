@@ -27,6 +27,13 @@ def show(records: Sequence[Record], *, as_json: bool = False) -> None:
         show_table(_table(records))
 
 
+def show_rounded(records: Sequence[Record]) -> None:
+    """Print a table under what is there already, with four digits behind each point; nothing where there are no records."""
+    if records:
+        print()
+        show([{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in records])
+
+
 def show_table(table: Table) -> None:
     """Print a table of rich. A pipe has no width: nothing is folded, cut or filled up there."""
     from rich.console import Console
@@ -48,6 +55,17 @@ def show_json(data: object) -> None:
 def say(message: str) -> None:
     """Tell the user something that is not the result."""
     print(message, file=sys.stderr)
+
+
+def quiet_transformers(to: str) -> None:
+    """Turn off the progress bars of transformers, which would stand between ours, or say what to install.
+
+    Args:
+        to: what it is needed for.
+    """
+    from openwork.extras import require
+
+    require("transformers", extra="hf", to=to).utils.logging.disable_progress_bar()
 
 
 def complaint(error: Exception) -> str:

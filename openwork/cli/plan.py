@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,15 +49,17 @@ def plan(
     kept
         The same as an exact number of connections.
     allocation
-        How the total is split among parameters.
+        How the total is split among parameters, such as "erk", "uniform" or "global".
     pattern
         Which masks are legal, such as "2:4" or "block 4x1".
-    exclude, include
-        Globs of parameters to leave dense, or to cover although they would be left dense.
+    exclude
+        Globs of parameters to leave dense.
+    include
+        Globs of parameters to cover although they would be left dense, such as embeddings.
     training
         Show as well how much memory training would take: dense, under masks, and holding only the kept connections.
     optimizer
-        A class of torch.optim, such as "adam", "sgd", or "momentum".
+        Whose state to count: "momentum" (SGD with it), or a class of torch.optim, such as "adam" or "sgd".
     batch
         Examples a training step.
     input
@@ -127,7 +130,16 @@ def _model(name: str) -> nn.Module:
         return tasks.model(name)
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
-    made = getattr(importlib.import_module(module), attribute)()
+    factory = getattr(importlib.import_module(module), attribute, None)
+    if not callable(factory):
+        raise ValueError(f"{name} was asked for, and {module} has no function or class {attribute!r}")
+    try:
+        signature(factory).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{name} is called without arguments, and {error}: write a function that needs none and returns the model"
+        ) from error
+    made = factory()
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name} returned {type(made).__name__}, and a model is a torch.nn.Module")
     return made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from openwork.cli.output import JSON, say, show, show_json
+from openwork.cli.output import JSON, quiet_transformers, say, show_json, show_rounded
 
 if TYPE_CHECKING:
     from openwork.hf import Compressed
@@ -55,7 +55,7 @@ def prune(
     pattern
         Which masks are legal, such as "2:4" (which keeps half, whatever the sparsity says) or "unstructured".
     allocation
-        How the total is split among parameters.
+        How the total is split among parameters, such as "uniform", "global" or "lamp"; the method's own if not given.
     repair
         Methods to mend what is left, in order, such as "refit", "dsnot", "bias_correct" or "perp_blocks".
     recipe
@@ -94,9 +94,7 @@ def prune(
         exclude,
         {"sparsity": sparsity, "pattern": pattern, "allocation": allocation},
     )
-    from openwork.extras import require
-
-    require("transformers", extra="hf", to="prune a Hugging Face model").utils.logging.disable_progress_bar()
+    quiet_transformers(to="prune a Hugging Face model")
     from openwork.hf import Data, compress
 
     text = None if data is None else Data(data, samples, seqlen, batch, join, seed)
@@ -116,9 +114,7 @@ def prune(
         return
     print(found.done)
     for rows in (found.quality, found.size, found.speed):
-        if rows:
-            print()
-            show([{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+        show_rounded(rows)
     say(
         f"\n{found.seconds:.0f} s, at most {found.peak / 2**20:.0f} MiB of memory; the model is in {found.folder}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -61,6 +62,11 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Container]:
                 arrays[key] = _DTYPES.get(view.get_dtype()), tuple(view.get_shape())
             yield Container(str(path), path.stat().st_size, handle.metadata() or {}, arrays, handle)
     except (SafetensorError, OSError) as error:
+        if isinstance(error, SafetensorError) and zipfile.is_zipfile(path):
+            raise FileError(
+                f"{path}: not a safetensors file but a zip archive, as torch.save writes it: read it with torch.load, and "
+                "keep it with openwork.save"
+            ) from error
         raise FileError(f"{path}: not a whole safetensors file ({error}); fetch or save it again") from error
 
 

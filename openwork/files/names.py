@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 
 from openwork.durable import FileError
 from openwork.files.header import DTYPES, weight_of
-from openwork.layouts.layer import STORED, SparseLayer
+from openwork.layouts.fitting import STORED
+from openwork.layouts.layer import SparseLayer
 
 Plain = Mapping[str, Tensor | SparseLayer[Any]]
 """Tensors by plain name, in the order of the model's ``state_dict``; a layer stands for its own weight."""
@@ -42,6 +43,10 @@ def plain_state(model: nn.Module) -> Plain:
 
 def _stands_for(model: nn.Module) -> dict[str, tuple[str, Tensor | SparseLayer[Any]]]:
     """Plain name and value of the keys that are not plain."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"a model is a torch.nn.Module; got {type(model).__name__}: save(model, path), load(path, into=model)"
+        )
     plain: dict[str, tuple[str, Tensor | SparseLayer[Any]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         dot = f"{name}." if name else ""

@@ -10,6 +10,7 @@ from openwork.files.container import opened
 from openwork.files.header import DTYPES
 from openwork.files.reading import dense_bytes, read_layout
 from openwork.layouts.stored import arrays
+from openwork.tables import table
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,18 @@ class Report:
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        table = [("tensor", "shape", "dtype", "layout", "kept", "density", "bytes")]
+        header = ("tensor", "shape", "dtype", "layout", "kept", "density", "bytes")
+        cells = []
         for row in self.rows:
             shape = "x".join(map(str, row.shape)) or "scalar"
             kept, density = "", ""
             if row.kept is not None:
                 kept, density = str(row.kept), f"{row.kept / max(math.prod(row.shape), 1):.4f}"
-            table.append((row.name, shape, row.dtype, row.layout, kept, density, str(row.nbytes)))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+            cells.append((row.name, shape, row.dtype, row.layout, kept, density, str(row.nbytes)))
         dense = sum(row.dense_nbytes for row in self.rows)
         size = f"{self.nbytes} bytes" + (f", {self.nbytes / dense:.3f} of dense" if dense else "")
         written = f"format {self.format_version}, written by openwork {self.openwork}"
-        return "\n".join([f"{self.path}: {size}, {written}", *lines])
+        return "\n".join([f"{self.path}: {size}, {written}", *table(header, cells)])
 
 
 def inspect(path: str | os.PathLike[str]) -> Report:

@@ -117,7 +117,8 @@ def compress(
     calibrated = [stage.name for stage in stages if not isinstance(stage, Pruning)]
     if calibrated and data is None:
         raise ValueError(
-            f"calibration data is what {', '.join(calibrated)} works from, and there is none: name a text"
+            f"calibration data is what {', '.join(calibrated)} works from, and there is none: name a text "
+            "(--data FILE, or data=Data('FILE'))"
         )
     network = load(model, dense=True)
     tokenizer = load_tokenizer(model) if data or evaluate or speed else None

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native
-from openwork.kernels.index import FIRST_LEVEL_CACHE, part_count, walk_bytes
+from openwork.kernels.index import FIRST_LEVEL_CACHE, Nonzeros, part_count, walk_bytes
 from openwork.kernels.planes import TILES, VECTOR, Convolution
-from openwork.kernels.topology import flat_positions, validate
+from openwork.kernels.topology import validate
 
 
 @dataclass(eq=False)
-class PreparedConv:
+class PreparedConv(Nonzeros):
     """A validated sparse weight and what the kernels need to compute convolutions with it.
 
     Attributes:
@@ -32,9 +32,9 @@ class PreparedConv:
     _positions: Tensor | None = field(default=None, repr=False)
 
     @property
-    def kept(self) -> int:
-        """Number of nonzeros."""
-        return self.col.numel()
+    def columns(self) -> int:
+        """Taps of all inputs."""
+        return self.convolution.matrix[1]
 
     @property
     def transposed(self) -> list[Tensor]:
@@ -55,14 +55,6 @@ class PreparedConv:
             parts = self.walk[2].shape[0]
             self._transposed = [*_walk(crow, col.to(torch.int32), lines, c.outputs, c, parts), order]
         return self._transposed
-
-    @property
-    def positions(self) -> Tensor:
-        """Flat positions of the nonzeros in the weight, int64 [kept], made on first use."""
-        if self._positions is None:
-            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
-                self._positions = flat_positions(self.crow, self.col, self.convolution.matrix[1])
-        return self._positions
 
 
 def prepare_conv(

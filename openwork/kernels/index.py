@@ -9,6 +9,7 @@ to visit them, so a gradient or an optimizer never sees another order.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -45,8 +46,34 @@ PERMUTED = 5
 """Tensors in the walk of a transposed matrix; that of the matrix itself has four."""
 
 
+class Nonzeros(ABC):
+    """What every prepared topology has: its nonzeros in CSR order, and where they are in the weight."""
+
+    crow: Tensor
+    col: Tensor
+    _positions: Tensor | None
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """Columns of the weight as a matrix."""
+
+    @property
+    def kept(self) -> int:
+        """Number of nonzeros."""
+        return self.col.numel()
+
+    @property
+    def positions(self) -> Tensor:
+        """Flat row-major positions of the nonzeros, int64 [kept], made on first use."""
+        if self._positions is None:
+            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
+                self._positions = flat_positions(self.crow, self.col, self.columns)
+        return self._positions
+
+
 @dataclass(eq=False)
-class Prepared:
+class Prepared(Nonzeros):
     """A validated sparse matrix [rows, columns] and what the kernels need to compute with it.
 
     Belongs to one topology: prepare again when connections change. It holds `crow` and `col` as given,
@@ -70,9 +97,9 @@ class Prepared:
     _positions: Tensor | None = field(default=None, repr=False)
 
     @property
-    def kept(self) -> int:
-        """Number of nonzeros."""
-        return self.col.numel()
+    def columns(self) -> int:
+        """Inputs."""
+        return self.shape[1]
 
     @property
     def transposed(self) -> list[Tensor]:
@@ -89,14 +116,6 @@ class Prepared:
                 runs, col, permutation = torch.ops.openwork.in_order(runs, parts, col, permutation)
             self._transposed = [col, runs, buckets, parts, permutation]
         return self._transposed
-
-    @property
-    def positions(self) -> Tensor:
-        """Flat row-major positions of the nonzeros, int64 [kept], made on first use."""
-        if self._positions is None:
-            with torch._C._DisableFuncTorch():  # made within a transform, they would not outlive it
-                self._positions = flat_positions(self.crow, self.col, self.shape[1])
-        return self._positions
 
 
 def prepare(crow: Tensor, col: Tensor, shape: tuple[int, int], name: str = "the sparse matrix") -> Prepared:

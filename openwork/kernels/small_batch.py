@@ -8,13 +8,14 @@ point at an input which is always zero. Columns take 16 bits where that is enoug
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openwork.kernels import inference
+from openwork.kernels.listed import Listed
 from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import row_of
 
@@ -27,7 +28,7 @@ LARGEST_BATCH = 16
 
 @inference.operator
 @dataclass(frozen=True, eq=False)
-class Octets(inference.Arrangement):
+class Octets(Listed):
     """A frozen sparse matrix in rows of octets; made by `octet_rows`.
 
     Results have not the same bits for every batch: the order of additions depends on how many nonzeros share a vector.
@@ -41,19 +42,6 @@ class Octets(inference.Arrangement):
     """
 
     operator: ClassVar[str] = "small_batch_linear"
-
-    shape: tuple[int, int]
-    columns: Tensor = field(repr=False)
-    values: Tensor = field(repr=False)
-    ends: Tensor = field(repr=False)
-    scales: Tensor | None = field(default=None, repr=False)
-
-    def arguments(self) -> tuple[int, ...]:
-        """Addresses and types."""
-        return (
-            self.columns.data_ptr(), self.values.data_ptr(), self.ends.data_ptr(), self.columns.dtype == torch.int32,
-            inference.WEIGHT_DTYPES.index(self.values.dtype), inference.address(self.scales),
-        )  # fmt: skip
 
     def work(self, samples: int) -> int:
         """What finding the inputs of a nonzero takes; they are neighbours for all samples."""

@@ -9,13 +9,14 @@ reaches every row of the squares that have its column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from openwork.kernels import inference
+from openwork.kernels.listed import Listed
 from openwork.kernels.pages import in_large_pages
 from openwork.kernels.topology import row_of
 
@@ -25,7 +26,7 @@ SIDE = 4
 
 @inference.operator
 @dataclass(frozen=True, eq=False)
-class Squares(inference.Arrangement):
+class Squares(Listed):
     """A frozen sparse matrix in squares; made by `square_rows`. Results have the same bits for every number of samples.
 
     Attributes:
@@ -37,19 +38,6 @@ class Squares(inference.Arrangement):
     """
 
     operator: ClassVar[str] = "squares_linear"
-
-    shape: tuple[int, int]
-    columns: Tensor = field(repr=False)
-    values: Tensor = field(repr=False)
-    ends: Tensor = field(repr=False)
-    scales: Tensor | None = field(default=None, repr=False)
-
-    def arguments(self) -> tuple[int, ...]:
-        """Addresses and types."""
-        return (
-            self.columns.data_ptr(), self.values.data_ptr(), self.ends.data_ptr(), self.columns.dtype == torch.int32,
-            inference.WEIGHT_DTYPES.index(self.values.dtype), inference.address(self.scales),
-        )  # fmt: skip
 
     def work(self, samples: int) -> int:
         """Four times that of a large batch, which has registers to keep the weights in."""

@@ -10,16 +10,13 @@ from torch import Tensor
 
 from openwork.kernels.inference import Arrangement
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout
+from openwork.layouts.held import Held
 
 
-class Arranged(Layout):
+class Arranged(Held):
     """A layout that holds one arrangement, made by :meth:`arrange`."""
 
     takes_any_axes: bool = True
-
-    def __init__(self, held: Arrangement) -> None:
-        self.held = held
 
     @staticmethod
     @abstractmethod
@@ -32,10 +29,3 @@ class Arranged(Layout):
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
         arguments = topology.crow, topology.col, topology.shape, cls.weight_dtype
         return cls(cls.arrange(values.float(), *arguments))
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return self.held.linear(x, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from openwork.layouts.resizable import Resizable
 
 
-class CodedLinear(nn.Module):
+class CodedLinear(Resizable):
     """Base of linear layers for inference whose buffers are codes and what decodes them.
 
     Another device takes all of it along. Another precision is that of the bias alone: codes and scales would mean something

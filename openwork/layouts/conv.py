@@ -15,7 +15,8 @@ from torch.nn.grad import conv2d_weight
 
 from openwork.kernels.conv import Convolution, PreparedConv, conv_weight_gradient, prepare_conv, sparse_conv
 from openwork.layouts.csr import CSR, described
-from openwork.layouts.layer import SparseLayer, check_held, topology_of
+from openwork.layouts.fitting import check_held, topology_of
+from openwork.layouts.layer import SparseLayer
 
 Pair = tuple[int, int]
 

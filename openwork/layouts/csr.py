@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Int32, Int64, Shaped
 from torch import Tensor
 
-from openwork.growth import distinct
 from openwork.kernels.topology import cut_into_rows, flat_positions, is_topology
+from openwork.positions import distinct
 
 LARGEST = 2**31 - 1
 """The largest number of rows, of columns and of kept connections: what an int32 index can count."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from openwork.kernels.embedding import embedding_gradient, sparse_embedding
 from openwork.kernels.topology import validate
 from openwork.layouts.csr import CSR, described
-from openwork.layouts.layer import SparseLayer, check_held, topology_of
+from openwork.layouts.fitting import check_held, topology_of
+from openwork.layouts.layer import SparseLayer
 
 Indices = tuple[Tensor, Tensor]
 

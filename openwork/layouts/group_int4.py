@@ -179,39 +179,24 @@ class GroupInt4Linear(CodedLinear):
             f"groups={self.group_col.numel()}, density={self.density:.4g}"
         )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Make room for whatever number of groups comes, after proving that they fit."""
-        found = [name for name in STORED if isinstance(state_dict.get(prefix + name), Tensor)]
+    def _admitted(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The state, with room for whatever number of groups comes: they fit."""
+        found = [name for name in STORED if isinstance(state.get(prefix + name), Tensor)]
         if found:
-            lacking = [prefix + name for name in STORED if name not in found]
-            if lacking:
-                error_msgs.append(f"{prefix}codes: groups are loaded whole; {', '.join(lacking)} is missing")
-                return
-            if absent := [prefix + name for name in STORED if state_dict[prefix + name].is_meta]:
-                error_msgs.append(f"{absent[0]}: a tensor on the meta device has no contents")
-                return
-            codes, scales, zeros, row_ptr, group_col = arrays = [state_dict[prefix + name] for name in STORED]
+            if lacking := [prefix + name for name in STORED if name not in found]:
+                raise ValueError(f"{prefix}codes: groups are loaded whole; {', '.join(lacking)} is missing")
+            if absent := [prefix + name for name in STORED if state[prefix + name].is_meta]:
+                raise ValueError(f"{absent[0]}: a tensor on the meta device has no contents")
+            codes, scales, zeros, row_ptr, group_col = arrays = [state[prefix + name] for name in STORED]
             shape = self.out_features, self.in_features
             try:
                 held = kernel.int4_groups(codes, scales, zeros, row_ptr, group_col, shape)
             except (TypeError, ValueError) as error:
-                error_msgs.append(f"{prefix}codes: {error}")
-                return
+                raise ValueError(f"{prefix}codes: {error}") from error
             for name, array in zip(STORED, arrays, strict=True):
                 setattr(self, name, array.detach().clone())
             self._held = held
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        return state
 
 
 def quantized(cells: Tensor, dtype: torch.dtype = torch.float16) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,41 +18,30 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from openwork.layouts import bitmask
 from openwork.layouts.csr import CSR, described
-
-STORED = ("weight_values", "weight_crow", "weight_col")
-"""What stands for ``weight`` in the ``state_dict``."""
-
-P = TypeVar("P")
-"""What the kernels of a layer derive from its indices."""
+from openwork.layouts.fitting import kept_count, loaded
+from openwork.layouts.observed import Observed
+from openwork.layouts.prepared import P, PreparedLayer
+from openwork.layouts.resizable import Resizable
 
 D = TypeVar("D", nn.Linear, nn.Conv2d, nn.Embedding)
 
 
-class SparseLayer(nn.Module, Generic[P]):
+class SparseLayer(PreparedLayer[P], Observed, Resizable):
     """Base of the layers that store, train and multiply kept weights only.
 
     It is inherited before the dense layer that it stands in for.
-
-    Attributes:
-        topology_version: counts changes of topology; what is derived from the indices is valid for one
-            version.
-        observe: while True, every backward pass through the layer appends to ``observations``.
-        observations: pairs (inputs, gradient of the outputs), detached: what it takes to rank the dense
-            gradient without storing it, see :meth:`gradient_rows`. Whoever turns ``observe`` on clears them.
     """
 
     weight_values: nn.Parameter
     bias: nn.Parameter | None
-    weight_crow: Tensor
-    weight_col: Tensor
 
     _made_by: ClassVar[str]
     """How a dense layer becomes one, for errors."""
@@ -65,20 +54,6 @@ class SparseLayer(nn.Module, Generic[P]):
     @abstractmethod
     def to_dense(self) -> nn.Module:
         """An ordinary dense layer with copies of the same weights."""
-
-    @abstractmethod
-    def gradient_rows(self, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last`` of the dense gradient that the observations add up to: ``[last - first,
-        in * kernel]``, a matrix like that of the topology.
-        """
-
-    @abstractmethod
-    def gradient_at(self, positions: Tensor) -> Tensor:
-        """The same gradient at flat ``positions``, int64, ascending without repeats."""
-
-    @abstractmethod
-    def _prepare_kernels(self, crow: Tensor, col: Tensor) -> P:
-        """What the kernels need, proven to be in range."""
 
     def _hold(
         self,
@@ -93,7 +68,7 @@ class SparseLayer(nn.Module, Generic[P]):
         """Make parameters and buffers: the second half of a constructor, once :attr:`weight_shape` is known."""
         generator = torch.default_generator if generator is None else generator
         if topology is None:
-            topology = CSR.random(self.matrix_shape, _kept(self.matrix_shape, sparsity, kept), generator)
+            topology = CSR.random(self.matrix_shape, kept_count(self.matrix_shape, sparsity, kept), generator)
         elif sparsity is not None or kept is not None:
             raise TypeError("a topology already says what is kept: pass it without sparsity= and kept=")
         elif topology.shape != self.matrix_shape:
@@ -102,15 +77,10 @@ class SparseLayer(nn.Module, Generic[P]):
                 f"not {topology.shape}"
             )
         topology = topology.to(topology.col.device if device is None else device)
-        self.topology_version = 0
-        self.observe = False
-        self.observations: list[tuple[Tensor, Tensor]] = []
-        self._prepared: P | None = None
-        self._known: tuple[Tensor, Tensor] | None = None
         values = torch.empty(topology.kept, device=topology.col.device, dtype=dtype)
         self.weight_values = nn.Parameter(values)
-        self.register_buffer("weight_crow", topology.crow.clone())
-        self.register_buffer("weight_col", topology.col.clone())
+        self._index(topology)
+        self._watch_nothing()
         outputs = self.matrix_shape[0]
         self.register_parameter("bias", nn.Parameter(values.new_empty(outputs)) if bias else None)
         self.reset_parameters(generator)
@@ -186,40 +156,6 @@ class SparseLayer(nn.Module, Generic[P]):
             f"`retopologize_(topology, values)`; or make a layer with `{self._made_by}`"
         )
 
-    @property
-    def prepared(self) -> P:
-        """What the kernels derive from the indices, proven to be in range on the way.
-
-        It is made at once when the topology changes, so that ``torch.compile`` never traces the making.
-        """
-        if self._prepared is None or not (torch.compiler.is_compiling() or self._is_current()):
-            self._prepare()
-        assert self._prepared is not None
-        return self._prepared
-
-    def _prepare(self) -> None:
-        if not self.weight_col.is_meta:
-            self._known = self._prepared = None  # their memory serves what takes their place
-            self._known = self.weight_crow.clone(), self.weight_col.clone()
-            self._prepared = self._prepare_kernels(*self._known)
-            self._versions = _versions(self.weight_crow, self.weight_col)
-
-    def _is_current(self) -> bool:
-        """Whether the buffers still say what was prepared.
-
-        Code that knows no topologies may write to them: averaging of models, synchronisation of buffers.
-        Contents are compared only after such a write.
-        """
-        versions = _versions(self.weight_crow, self.weight_col)
-        if versions == self._versions:
-            return True
-        self._versions = versions
-        assert self._known is not None
-        if torch.equal(self.weight_crow, self._known[0]) and torch.equal(self.weight_col, self._known[1]):
-            return True
-        self.topology_version += 1
-        return False
-
     def _in_precision(self, x: Tensor) -> Tensor:
         """``x`` as the weights can take it.
 
@@ -229,23 +165,6 @@ class SparseLayer(nn.Module, Generic[P]):
         if x.dtype != self.weight_values.dtype and torch.is_autocast_enabled(x.device.type):
             return x.to(self.weight_values.dtype)
         return x
-
-    def _noted(self, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-        return x, dy
-
-    def _observed(self, x: Tensor, y: Tensor) -> Tensor:
-        """``y``; while observing, it will note ``x`` and its own gradient when that arrives."""
-        if not (self.observe and y.requires_grad):
-            return y
-        x = x.detach()
-
-        def note(dy: Tensor) -> None:
-            self.observations.append(self._noted(x, dy.detach()))
-
-        # A copy, because a hook on a view is lost when the caller's next step works in place, as relu_ does.
-        y = y.clone()
-        y.register_hook(note)
-        return y
 
     @torch.no_grad()
     def retopologize_(self, topology: CSR, values: Tensor) -> Self:
@@ -302,37 +221,17 @@ class SparseLayer(nn.Module, Generic[P]):
         kept = self.weight_values.numel()
         return f"{super().extra_repr()}, kept={kept}, density={self.topology.density:.4g}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = self.weight_col
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_col is not before:  # moved to another device, where nothing is prepared yet
-            self._prepared = None
-            if not before.is_meta:  # what comes from there has no contents before it is loaded
-                self._prepare()
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Make room for whatever number of connections comes, after proving that they fit."""
-        try:
-            state_dict = self._unfolded(state_dict, prefix)
-            found = [name for name in STORED if prefix + name in state_dict]
-            if found:
-                self._make_room({name: state_dict[prefix + name] for name in found}, prefix)
-        except ValueError as error:
-            error_msgs.append(str(error))
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    @torch.no_grad()
+    def _admitted(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The state, with room for whatever number of connections comes: they fit."""
+        state = self._unfolded(state, prefix)
+        if found := loaded(state, prefix, self.matrix_shape):
+            topology, values = found
+            device = self.weight_values.device
+            # The values too: the state that is loaded may be this layer's own, and lie where room is made.
+            crow, col = (array.to(device, copy=True) for array in (topology.crow, topology.col))
+            self._replace(CSR(topology.shape, crow, col), values.to(device, self.weight_values.dtype))
+        return state
 
     def _unfolded(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
         """The state with row pointers and int32 columns; a file may hold bits, or columns of 16 bits."""
@@ -348,66 +247,3 @@ class SparseLayer(nn.Module, Generic[P]):
                 f"the dense layer, or make a layer with `{self._made_by}`"
             )
         return state
-
-    @torch.no_grad()
-    def _make_room(self, stored: Mapping[str, Any], prefix: str) -> None:
-        if len(stored) < len(STORED):
-            lacking = ", ".join(f"{prefix}{name}" for name in STORED if name not in stored)
-            raise ValueError(
-                f"{prefix}weight: kept weights and their places are loaded together; {lacking} is missing"
-            )
-        for name, tensor in stored.items():
-            if not isinstance(tensor, Tensor) or tensor.is_meta:
-                raise ValueError(f"{prefix}{name}: needs a tensor with contents, not {_found(tensor)}")
-        values, crow, col = (stored[name] for name in STORED)
-        topology = CSR(self.matrix_shape, crow, col).validate(f"{prefix}weight")
-        if values.shape != col.shape:
-            raise ValueError(
-                f"{prefix}weight_values: {topology.kept} connections need [{topology.kept}], not "
-                f"{described(values)}"
-            )
-        device = self.weight_values.device
-        # The values too: the state that is loaded may be this layer's own, and lie where room is made.
-        topology = CSR(self.matrix_shape, crow.to(device, copy=True), col.to(device, copy=True))
-        self._replace(topology, values.to(device, self.weight_values.dtype))
-
-
-def _found(thing: object) -> str:
-    return "one on the meta device" if isinstance(thing, Tensor) else type(thing).__name__
-
-
-def check_held(topology: CSR, values: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError unless there is a value for each connection, and a bias for each output or none."""
-    if values.shape != topology.col.shape or (bias is not None and bias.shape != topology.shape[:1]):
-        given = [described(tensor) for tensor in (values, bias) if tensor is not None]
-        raise ValueError(
-            f"{topology.kept} connections {topology.shape} need values [{topology.kept}] and a bias "
-            f"[{topology.shape[0]}] or none, not {' and '.join(given)}"
-        )
-
-
-def topology_of(weight: Tensor, kept: Tensor | CSR) -> CSR:
-    """The connections of ``weight`` to keep: a topology, or a boolean mask of the weight's shape."""
-    shape = weight.shape[0], math.prod(weight.shape[1:])
-    fits = kept.shape == shape if isinstance(kept, CSR) else kept.shape in (weight.shape, shape)
-    if not fits:
-        raise ValueError(
-            f"a weight {list(weight.shape)} needs kept connections of the same shape, not {tuple(kept.shape)}"
-        )
-    return kept if isinstance(kept, CSR) else CSR.from_mask(kept.reshape(shape))
-
-
-def _kept(shape: tuple[int, int], sparsity: float | None, kept: int | None) -> int:
-    if (sparsity is None) == (kept is None):
-        raise TypeError("say how much to keep with exactly one of sparsity=, kept= and topology=")
-    if kept is not None:
-        return kept
-    assert sparsity is not None
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is the fraction of zeros, between 0 and 1, not {sparsity}")
-    return round((1 - sparsity) * shape[0] * shape[1])
-
-
-def _versions(*buffers: Tensor) -> list[int]:
-    """How often each was written to; tensors made for inference do not count."""
-    return [0 if buffer.is_inference() else buffer._version for buffer in buffers]

@@ -15,7 +15,8 @@ from openwork.kernels.gradient import gradient_at
 from openwork.kernels.linear import Prepared, is_native, prepare, sparse_linear
 from openwork.kernels.tiles import sparse_linear_tiles
 from openwork.layouts.csr import CSR, described
-from openwork.layouts.layer import SparseLayer, check_held, topology_of
+from openwork.layouts.fitting import check_held, topology_of
+from openwork.layouts.layer import SparseLayer
 
 
 class SparseLinear(SparseLayer[Prepared], nn.Linear):  # type: ignore[misc]  # torch says that bias is a Tensor

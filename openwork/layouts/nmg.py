@@ -15,10 +15,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from openwork.kernels.groups import Groups, entries
+from openwork.kernels.groups import entries
 from openwork.kernels.nmg import RATIOS, irregular, nmg, patterns, steps
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.held import Held
+from openwork.layouts.layout import layout
 
 FILL = 0.9
 """Fraction of the stored weights that must be kept connections; the others fill up steps."""
@@ -31,16 +32,13 @@ CELLS = 2**23
 
 
 @layout
-class NMG(Layout):
+class NMG(Held):
     """Groups of 4 or 8 rows of which every column has 2, in steps of one column of every pattern.
 
     No block of columns need be balanced exactly; it suits where at most a tenth of what it holds is filling.
     """
 
     name: ClassVar[str] = "n:m:g"
-
-    def __init__(self, held: Groups) -> None:
-        self.held = held
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -68,13 +66,6 @@ class NMG(Layout):
                 "number of rows in every group: hold it in another layout, or make a mask with nmg_mask"
             )
         return cls(nmg(topology.crow, topology.col, values.float(), topology.shape, *found))
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return self.held.linear(x, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes
 
 
 def ratio(topology: CSR) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -14,6 +13,7 @@ from openwork.kernels import group_int4 as kernel
 from openwork.kernels.group_int4 import Int4Groups
 from openwork.layouts.coded import CodedLinear
 from openwork.layouts.csr import CSR
+from openwork.layouts.outliers import OUTLIERS, Outliers, check_outliers
 from openwork.quantization import FloatGrid, Grid, IntegerGrid, Placement, Quantized
 from openwork.quantization.codes import pack, unpack
 from openwork.quantization.grids import SCALES
@@ -21,25 +21,6 @@ from openwork.quantization.two_level import TwoLevel
 
 MOST_SAMPLES = 512
 """Up to so many samples, decoding in the kernel for each of them is faster than decoding once for a dense product."""
-
-OUTLIERS = ("outlier_values", "outlier_crow", "outlier_col")
-
-
-@dataclass(frozen=True)
-class Outliers:
-    """The weights of a layer that are not rounded: a topology, and values ``[kept]`` that sixteen bits hold exactly."""
-
-    topology: CSR
-    values: Tensor
-
-    def dense(self) -> Tensor:
-        """``[out, in]``, zero elsewhere."""
-        return self.topology.dense(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values and columns of 16 bits each, and of row pointers of 32."""
-        return 4 * self.topology.kept + 4 * (self.topology.shape[0] + 1)
 
 
 class QuantizedLinear(CodedLinear):
@@ -100,11 +81,8 @@ class QuantizedLinear(CodedLinear):
                 self._held(f"{name}_scale", level.at.scale.half())
                 self._held(f"{name}_zero", level.at.zero.half())
         if outliers is not None:
-            if self.in_features > 2**16:
-                raise ValueError(f"outliers name their input in 16 bits; this layer has {self.in_features}")
-            values = (outliers.values.half(), outliers.topology.crow, outliers.topology.col.to(torch.uint16))
-            for name, value in zip(OUTLIERS, values, strict=True):
-                self._held(name, value)
+            for name, array in outliers.arrays().items():
+                self._held(name, array)
         held = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter("bias", held)
         self.refresh()
@@ -206,41 +184,18 @@ class QuantizedLinear(CodedLinear):
             f"grid={self.grid}, bits_per_weight={bits:.3g}"
         )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Make room for whatever number of outliers comes, after proving that they and the groups of the inputs fit."""
-        if (wrong := self._wrong_groups(state_dict.get(f"{prefix}group_of"))) is not None:
-            error_msgs.append(f"{prefix}group_of: {wrong}")
-            return
-        found = [state_dict.get(prefix + name) for name in OUTLIERS]
+    def _admitted(self, state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The state, with room for whatever number of outliers comes: they and the groups of the inputs fit."""
+        if (wrong := self._wrong_groups(state.get(f"{prefix}group_of"))) is not None:
+            raise ValueError(f"{prefix}group_of: {wrong}")
+        found = [state.get(prefix + name) for name in OUTLIERS]
         if OUTLIERS[0] in self._buffers and all(isinstance(x, Tensor) for x in found):
-            values, crow, col = (x for x in found if isinstance(x, Tensor))
-            try:
-                if any(array.is_meta for array in (values, crow, col)):
-                    raise ValueError(f"{prefix}outlier_values: tensors on the meta device have no contents")
-                if values.shape != col.shape or col.numel() > self.out_features * self.in_features:
-                    raise ValueError(
-                        f"{prefix}outlier_values: {values.numel()} values for {col.numel()} places"
-                    )
-                topology = CSR((self.out_features, self.in_features), crow, col.int())
-                topology.validate(f"{prefix}outliers")
-            except ValueError as error:
-                error_msgs.append(str(error))
-                return
-            for name, array in zip(OUTLIERS, (values, crow, col), strict=True):
+            values, crow, col = arrays = [x for x in found if isinstance(x, Tensor)]
+            check_outliers(values, crow, col, (self.out_features, self.in_features), prefix)
+            for name, array in zip(OUTLIERS, arrays, strict=True):
                 self._buffers[name] = torch.empty_like(array, dtype=self.get_buffer(name).dtype)
         self.refresh()
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        return state
 
     def _wrong_groups(self, group_of: object) -> str | None:
         """What is wrong with the groups of the inputs in a state; None where nothing is, or where loading itself will say so."""

@@ -13,10 +13,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from openwork.kernels.groups import Groups
 from openwork.kernels.row_blocks import FEW, HEIGHTS, row_blocks
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.held import Held
+from openwork.layouts.layout import layout
 
 FILL = 0.9
 """Fraction of the stored weights that must be kept connections; the others are zeros to complete a block."""
@@ -29,7 +29,7 @@ SAMPLE = 16
 
 
 @layout
-class RowBlocks(Layout):
+class RowBlocks(Held):
     """Blocks of consecutive rows, each with one list of columns.
 
     Suits topologies whose rows agree in groups of 2, 4, 8 or 16; the highest that fits is taken. For fewer
@@ -40,9 +40,6 @@ class RowBlocks(Layout):
     """
 
     name: ClassVar[str] = "row blocks"
-
-    def __init__(self, held: Groups) -> None:
-        self.held = held
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -68,13 +65,6 @@ class RowBlocks(Layout):
             )
         crow, col, shape = topology.crow, topology.col, topology.shape
         return cls(row_blocks(crow, col, values.float(), shape, found, batch, cls.weight_dtype))
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return self.held.linear(x, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes
 
 
 @layout

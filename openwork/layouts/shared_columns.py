@@ -10,10 +10,10 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from openwork.kernels.groups import Groups
 from openwork.kernels.shared_columns import HEIGHT, shared_columns
 from openwork.layouts.csr import CSR
-from openwork.layouts.layout import Layout, layout
+from openwork.layouts.held import Held
+from openwork.layouts.layout import layout
 
 DENSITIES = (0.25, 0.85)
 """Below, rows share too little; above, dense kernels are as fast."""
@@ -23,13 +23,10 @@ SMALLEST_BATCH = 16
 
 
 @layout
-class SharedColumns(Layout):
+class SharedColumns(Held):
     """Groups of four rows, their columns sorted by which of the four keep them."""
 
     name: ClassVar[str] = "shared columns"
-
-    def __init__(self, held: Groups) -> None:
-        self.held = held
 
     @classmethod
     def unsuited(cls, topology: CSR, values: Tensor, batch: int) -> str | None:
@@ -47,10 +44,3 @@ class SharedColumns(Layout):
     @classmethod
     def build(cls, topology: CSR, values: Tensor, batch: int) -> Self:
         return cls(shared_columns(topology.crow, topology.col, values.float(), topology.shape))
-
-    def linear(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        return self.held.linear(x, bias, activation)
-
-    @property
-    def nbytes(self) -> int:
-        return self.held.nbytes

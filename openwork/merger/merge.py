@@ -12,6 +12,7 @@ from openwork.deltas import added
 from openwork.merger.contract import Merging
 from openwork.merger.matching import State, matched, merge_buffers, state_of
 from openwork.merger.thinning import Thinning
+from openwork.method import require_kind
 from openwork.progress import track
 from openwork.weights import unwrapped
 
@@ -95,8 +96,7 @@ def merge_(
         ValueError: the models do not have the same parameters in the same shapes, hold NaN or infinity, or layers that hold only
             their kept connections; or a glob matches nothing. The model has not changed then.
     """
-    if not isinstance(method, Merging):
-        raise TypeError(f"{type(method).__name__} does not merge models: use DARE, TIES or TaskArithmetic")
+    require_kind(method, Merging, "does not merge models: use DARE, TIES or TaskArithmetic")
     model = unwrapped(model)
     state_of(model)  # refuses what cannot be a base
     states = [state_of(other) for other in tuned]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from openwork.tables import table
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -145,15 +147,10 @@ class Decisions:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-        table = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in [header, *lines]
-        ]
         busy = sum(not row.calm for row in self.rows)
         note = [
             f"{busy} of {len(self.rows)} choices were made while other processes kept the cores busy: pack again when it is calm"
         ]
         chained = [] if self.chained is None else [self.chained]
         told = [str(one) for one in (*self.together, *chained, *self.whole)]
-        return "\n".join([*table, *told, *(note if busy else [])])
+        return "\n".join([*table(header, lines), *told, *(note if busy else [])])

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from openwork.connections import LatentConnections, MaskedConnections, connect, require_latent
+from openwork.connections import Connections, LatentConnections, MaskedConnections, connect, require_latent
 from openwork.initialization import initial_values
+from openwork.method import require_kind
 from openwork.plan import Plan, plan
 from openwork.sparsifier.contract import Training
 from openwork.sparsifier.data_parallel import fixed_buckets
+from openwork.sparsifier.occupation import occupy, require_vacant
 from openwork.sparsifier.optimizers import unwrapped
 from openwork.sparsifier.resuming import same_run
 from openwork.sparsifier.sparsifier import Sparsifier, SparsifierWarning
@@ -48,15 +50,16 @@ def attach(
 
     Raises:
         TypeError: the method does not work during training.
-        ValueError: see :func:`openwork.plan.plan`; also masks of unknown parameters or wrong shape.
+        ValueError: see :func:`openwork.plan.plan`; also masks of unknown parameters or wrong shape, and parameters that another
+            sparsifier is at work on.
     """
-    if not isinstance(method, Training):
-        raise TypeError(
-            f"{type(method).__name__} is no method that works while a model trains: use ow.sparsify_(model, method)"
-        )
+    require_kind(
+        method, Training, "is no method that works while a model trains: use ow.sparsify_(model, method)"
+    )
     optimizers = unwrapped(optimizer)
     method.due(1)  # what is missing to answer is said before anything changes
     layout = plan(model, method)
+    require_vacant(layout)
     lookouts = fixed_buckets(model, method, layout)
     if method.latent:
         require_latent(method.name, layout, optimizers)
@@ -70,6 +73,13 @@ def attach(
     for row in method.start(layout).sparse:
         if row.weight.stored:
             connections.append(connect(row.weight, row.pattern, optimizers, momentum=momentum))
+            if _untrained(connections[-1], optimizers):
+                warnings.warn(
+                    f"{row.name} holds only its kept connections, and no optimizer given here trains them: make the optimizer "
+                    "after ow.to_sparse_, of model.parameters()",
+                    SparsifierWarning,
+                    stacklevel=2,
+                )
             continue
         generator = method.generator(row.name)
         drawn = method.topology(row, generator) if given is None else given[row.name]
@@ -88,7 +98,7 @@ def attach(
                 units = positions // (c.numel // row.shape[0])
                 c.write(positions, initial_values(c.values, units, row.shape, method.init, generator))
         c.after_step()
-        if optimizers and c.optimizer is None and row.weight.parameter.requires_grad:
+        if _untrained(c, optimizers):
             warnings.warn(
                 f"{row.name} will be sparse, but no optimizer given here trains it",
                 SparsifierWarning,
@@ -97,9 +107,14 @@ def attach(
         connections.append(c)
     sparsifier = Sparsifier(layout, method, optimizers, connections)
     sparsifier.handles += lookouts
+    occupy(connections)
     if resume is not None:
         sparsifier.load_state_dict(resume)
     return sparsifier
+
+
+def _untrained(c: Connections, optimizers: Sequence[Optimizer]) -> bool:
+    return bool(optimizers) and c.optimizer is None and c.weight.parameter.requires_grad
 
 
 def _given_positions(

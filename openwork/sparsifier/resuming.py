@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from openwork.connections import Connections
 from openwork.grid import Shape
 from openwork.method import Method
+from openwork.resuming import has_contents, is_count, require, require_same_method, require_well_formed
 
 
 def require_fit(state: Mapping[str, Any], method: Method, connections: Mapping[str, Connections]) -> None:
@@ -20,7 +20,7 @@ def require_fit(state: Mapping[str, Any], method: Method, connections: Mapping[s
     for name, c in connections.items():
         for what, tensor in c.remembered().items():
             saved = state["remembered"][name].get(what)
-            if not _has_contents(saved) or saved.shape != tensor.shape:
+            if not has_contents(saved) or saved.shape != tensor.shape:
                 raise ValueError(f"the saved {what} of {name} is no tensor {list(tensor.shape)}")
         if c.weight.stored and not torch.equal(state["positions"][name].to(c.device), c.positions):
             raise ValueError(
@@ -31,13 +31,7 @@ def require_fit(state: Mapping[str, Any], method: Method, connections: Mapping[s
 def same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shape]) -> None:
     """Refuse a saved state of another method, other options or other parameters, or one that nobody has saved."""
     _well_formed(state)
-    saved, own = state["method"], method.record()
-    different = [key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key)]
-    if different:
-        told = ", ".join(
-            f"{key}: saved {saved.get(key)!r}, now {own.get(key)!r}" for key in sorted(different)
-        )
-        raise ValueError(f"the saved state is of another run: {told}. Attach the method that was saved")
+    require_same_method(state, method, "Attach")
     covered = state["positions"].keys(), state["remembered"].keys()
     if missing := (shapes.keys() ^ covered[0]) | (shapes.keys() ^ covered[1]):
         raise ValueError(
@@ -45,7 +39,7 @@ def same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shap
         )
     for name, shape in shapes.items():
         positions = state["positions"][name]
-        if not _has_contents(positions) or positions.dtype != torch.int64 or positions.dim() != 1:
+        if not has_contents(positions) or positions.dtype != torch.int64 or positions.dim() != 1:
             raise ValueError(f"the saved topology of {name} is no vector of int64 positions")
         if positions.numel() and (int(positions.min()) < 0 or int(positions.max()) >= math.prod(shape)):
             raise ValueError(f"the saved topology of {name} does not fit its shape {list(shape)}")
@@ -57,44 +51,13 @@ def same_run(state: Mapping[str, Any], method: Method, shapes: Mapping[str, Shap
 
 def _well_formed(state: Mapping[str, Any]) -> None:
     """Refuse what is not the ``state_dict()`` of a sparsifier before anything in it is believed."""
-
-    def require(key: str, holds: bool) -> None:
-        if not holds:
-            found = type(state.get(key)).__name__
-            raise ValueError(
-                f"this is not the state_dict() of a sparsifier: {key!r} is {found}, or holds something else"
-            )
-
-    for key in ("format", "step", "updates", "skipped"):
-        require(key, type(state.get(key)) is int and state[key] >= 0)
-    others = state.get("others")
-    require("others", isinstance(others, list) and all(type(count) is int and count >= 0 for count in others))
-    for key in ("method", "positions", "remembered", "state"):
-        require(key, isinstance(state.get(key), Mapping))
-    require("method", _is_plain(state["method"]))
-    require("remembered", all(isinstance(held, Mapping) for held in state["remembered"].values()))
-    require("state", all(_has_contents(tensor) for tensor in state["state"].values()))
-    if state["format"] != 1:
-        raise ValueError(
-            f"the saved state is of format {state['format']}, and this openwork reads format 1: update openwork"
-        )
-    try:
-        torch.Generator().set_state(state["generator"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"the saved state of the random generator cannot be restored: {error}") from error
-
-
-def _has_contents(value: Any) -> bool:
-    """Whether a value is a tensor with a number of its own in each place, so that it takes no more room than it has."""
-    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-        return False
-    return value.nbytes <= value.untyped_storage().nbytes()
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is made of what a record of a method is made of, so that it can be compared with one."""
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, int, float, bool))
+    own = "a sparsifier"
+    require_well_formed(state, own)
+    for key in ("updates", "skipped"):
+        require(state, own, key, is_count(state.get(key)))
+    require(
+        state, own, "others", isinstance(state.get("others"), list) and all(map(is_count, state["others"]))
+    )
+    for key in ("positions", "remembered"):
+        require(state, own, key, isinstance(state.get(key), Mapping))
+    require(state, own, "remembered", all(isinstance(held, Mapping) for held in state["remembered"].values()))

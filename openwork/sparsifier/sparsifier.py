@@ -15,8 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from openwork import processes
 from openwork.connections import Connections, LatentConnections
 from openwork.plan import Plan, Row, collapse
+from openwork.resuming import saved
 from openwork.sparsifier.contract import Training
 from openwork.sparsifier.copies import follow
+from openwork.sparsifier.occupation import vacate
 from openwork.sparsifier.optimizers import around_steps, forget_flat_history
 from openwork.sparsifier.resuming import require_fit
 
@@ -147,6 +149,7 @@ class Sparsifier:
             handle.remove()
         for c in self.connections.values():
             c.release()
+        vacate(self.connections.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on as if never interrupted, beside the model's and optimizers' own ``state_dict``.
@@ -154,16 +157,12 @@ class Sparsifier:
         Holds tensors and plain values only, so ``torch.load(..., weights_only=True)`` reads it.
         """
         return {
-            "format": 1,
-            "method": self.method.record(),
-            "step": self.step_count,
+            **saved(self.method, self.step_count, self.generator, self.state),
             "others": list(self._others),
             "updates": self.updates,
             "skipped": self.skipped,
-            "generator": self.generator.get_state(),
             "positions": {name: c.positions for name, c in self.connections.items()},
             "remembered": {name: c.remembered() for name, c in self.connections.items()},
-            "state": dict(self.state),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from openwork import resuming
+from openwork.method import require_kind
 from openwork.plan import plan
 from openwork.sparsifier.optimizers import around_steps
 from openwork.thawing.contract import Thawing
@@ -93,11 +95,7 @@ class Thawed:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on with the same bits, beside the optimizer's own state; tensors and plain values only."""
         return {
-            "format": 1,
-            "method": self.method.record(),
-            "step": self.step_count,
-            "generator": self.generator.get_state(),
-            "state": dict(self.state),
+            **resuming.saved(self.method, self.step_count, self.generator, self.state),
             "parts": {
                 name: {**w.part.record(), "values": w.values.detach().cpu(), "weight": w.settled().cpu()}
                 for name, w in self.weights.items()
@@ -110,10 +108,8 @@ class Thawed:
         Raises:
             ValueError: it is the state of another method or of other weights; nothing has changed then.
         """
-        if saved.get("format") != 1 or saved.get("method") != self.method.record():
-            raise ValueError(
-                f"the saved state is of another run: {saved.get('method')}. Thaw with the method that was saved"
-            )
+        resuming.require_well_formed(saved, "a thawed part")
+        resuming.require_same_method(saved, self.method, "Thaw with")
         if different := saved["parts"].keys() ^ self.weights.keys():
             raise ValueError(f"only one of model and saved state has {min(different)}")
         for name, part in saved["parts"].items():
@@ -176,10 +172,7 @@ def thaw_(model: nn.Module, method: Thawing) -> Thawed:
         ValueError: there is nothing to train, a glob matches no weight, or several modules share one that would be trained. The
             model has not changed then.
     """
-    if not isinstance(method, Thawing):
-        raise TypeError(
-            f"{type(method).__name__} does not train parts of a frozen model: use ow.attach or ow.adapt_"
-        )
+    require_kind(method, Thawing, "does not train parts of a frozen model: use ow.attach or ow.adapt_")
     model = unwrapped(model)
     weights = [row.weight for row in plan(model, method).sparse]
     parts = method.parts(model, weights)

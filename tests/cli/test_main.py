@@ -57,6 +57,20 @@ def test_every_command_has_help(name, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_means_and_its_default_as_one_types_it(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert cli.main([name, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "[default: (" not in told
+    assert "[default: False]" not in told
+    for line in told.splitlines():
+        if line.startswith("│ --"):
+            described = line.strip("│ ").split("  ", 1)
+            assert len(described) == 2, line
+            assert not described[1].strip().startswith("["), line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_a_page_of_its_own(name):
     assert callable(getattr(importlib.import_module(f"openwork.cli.{name}"), name))
 
@@ -130,3 +144,9 @@ sys.exit(cli.main(["long"]))"""
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize("command", [["bench"], ["compare"], ["plan", "mlp", "set"]])
+def test_percents_are_not_taken_for_fractions(command, capsys):
+    assert cli.main([*command, "--sparsity", "95"]) == 1
+    assert "got 95.0: for 95 % write 0.95" in capsys.readouterr().err

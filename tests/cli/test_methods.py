@@ -7,7 +7,7 @@ import json
 import pytest
 
 from openwork.cli import main
-from openwork.cli.methods import page
+from openwork.cli.methods import page, spoken
 
 method = importlib.import_module("openwork.method")
 
@@ -120,3 +120,24 @@ def test_every_published_method_explains_itself(cls):
     assert found["paper"]
     unexplained = [option["option"] for option in found["options"] if not option["meaning"]]
     assert not unexplained
+
+
+def test_a_terminal_shows_the_name_that_a_reference_refers_to():
+    assert (
+        spoken("as :class:`DNW`, see :func:`~openwork.attach` and ``code``")
+        == "as DNW, see openwork.attach and ``code``"
+    )
+
+
+def test_options_without_a_part_to_play_are_not_used_unless_the_method_says_so():
+    def told(name):
+        return {option["option"]: option["meaning"] for option in page(method.get(name))["options"]}
+
+    for name in ("refit", "monarch", "keep_zeros"):
+        assert all(
+            told(name)[o].startswith("not used") for o in ("sparsity", "kept", "allocation", "pattern")
+        )
+    assert told("permute_channels")["pattern"].startswith("n:m")
+    assert told("sparse_ift")["sparsity"].startswith("of the new layers")
+    for name in ("gqsa", "rigl", "wanda"):  # a choice on a base that does not choose, and choices
+        assert told(name)["sparsity"].startswith("fraction of zeros")

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from openwork import cli
 
 
@@ -33,3 +35,16 @@ def test_memory_of_training(capsys):
 def test_a_shape_that_cannot_be_told_is_asked_for(capsys):
     assert cli.main(["plan", "resnet20", "set", "--training"]) != 0
     assert "--input 3 32 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("json:nothing", "json has no function or class 'nothing'"),
+        ("json:dumps", "missing a required argument: 'obj': write a function that needs none"),
+        ("json:JSONDecoder", "returned JSONDecoder, and a model is a torch.nn.Module"),
+    ],
+)
+def test_a_factory_that_makes_no_model_is_told_why(model, told, capsys):
+    assert cli.main(["plan", model, "set"]) == 1
+    assert told in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The table made before anything changes: what is in it, and why."""
+"""What is planned before anything changes, and why."""
 
 import pytest
 import torch
@@ -7,51 +7,12 @@ from torch import nn
 from openwork.layouts.linear import SparseLinear
 from openwork.patterns import NM
 from openwork.plan import plan, wanted_total
-from openwork.prune.magnitude import Magnitude
 from openwork.storage import to_sparse_
 from openwork.train.gmp import GMP
 from openwork.train.keep_zeros import KeepZeros
 from openwork.train.rigl import RigL
 from openwork.train.static_random import StaticRandom
-
-
-class Conv1D(nn.Module):
-    """As in transformers: inputs first."""
-
-    def __init__(self, outputs, inputs):
-        super().__init__()
-        self.nf = outputs
-        self.weight = nn.Parameter(torch.randn(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-
-class TinyExperts(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Parameter(torch.randn(3, 4, 6))
-        self.gate = nn.Parameter(torch.randn(3, 6))
-
-
-class Everything(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.norm = nn.LayerNorm(6)
-        self.conv = nn.Conv2d(4, 8, (3, 2), groups=2)
-        self.up = nn.ConvTranspose2d(4, 10, 3, groups=2)
-        self.lstm = nn.LSTM(6, 5, proj_size=3)
-        self.cell = nn.GRUCell(6, 5)
-        self.attention = nn.MultiheadAttention(6, 2, add_bias_kv=True)
-        self.gpt = Conv1D(9, 6)
-        self.experts = TinyExperts()
-        self.bilinear = nn.Bilinear(3, 4, 5)
-        self.mystery = nn.ParameterDict({"table": torch.randn(3, 3)})
-        self.head = nn.Linear(6, 11, bias=False)
-        self.head.weight = self.embed.weight
-
-
-def rows(model, method=None):
-    return {row.name: row for row in plan(model, method or StaticRandom(sparsity=0.5))}
+from tests.plan.models import Everything, mlp, rows
 
 
 def test_every_kind_of_layer_has_its_row_shape_and_reason():
@@ -79,22 +40,6 @@ def test_every_kind_of_layer_has_its_row_shape_and_reason():
     }
 
 
-def test_the_total_is_exact_and_shown():
-    p = plan(Everything(), StaticRandom(sparsity=0.73))
-    size = sum(row.numel for row in p.sparse)
-    assert p.numel == size
-    assert p.kept == round(0.27 * size)
-    assert p.sparsity == 1 - p.kept / size
-    assert f"static_random: asked sparsity 0.73; sparsity {p.sparsity:.6f}, {p.kept} of {size} kept" in str(p)
-    for row in p:
-        assert row.name in str(p)
-        assert row.why in str(p)
-        assert row.kept == row.numel or row.sparse
-    lines = str(p).splitlines()
-    assert len(lines) == len(p.rows) + 2
-    assert plan(Everything(), StaticRandom(kept=100)).kept == 100
-
-
 def test_nothing_changes():
     model = Everything()
     before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -102,52 +47,6 @@ def test_nothing_changes():
     plan(model, RigL(sparsity=0.9))
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 4))
-
-
-def test_globs_choose_the_parameters():
-    method = Magnitude(
-        sparsity=0.5, exclude=("0.*",), overrides={"*": 0.9, "2.weight": 0.0, "4.weight": 0.25}
-    )
-    found = rows(mlp(), method)
-    assert (found["0.weight"].why, found["0.weight"].sparse) == ("excluded: by name", False)
-    assert (found["2.weight"].why, found["2.weight"].sparse) == ("override: dense", False)
-    assert (found["4.weight"].why, found["4.weight"].kept) == ("override", 60)  # the last match wins
-    assert (found["0.weight"].kept, found["2.weight"].kept) == (200, 400)
-
-
-def test_overrides_take_no_part_in_the_allocation():
-    found = rows(mlp(), Magnitude(sparsity=0.5, overrides={"4.weight": 0.9}))
-    assert [found[f"{i}.weight"].kept for i in (0, 2, 4)] == [100, 200, 8]
-    all_by_hand = plan(mlp(), Magnitude(overrides={"0.*": 0.5, "2.*": 0.5, "4.*": 1.0}, kept=3))
-    assert [row.kept for row in all_by_hand] == [100, 200, 0]
-
-
-def test_include_and_override_reach_what_is_dense_by_default():
-    model = Everything()
-    assert rows(model, StaticRandom(include=("embed.*",)))["embed.weight"].sparse
-    assert rows(model, StaticRandom(overrides={"mystery.*": 1 / 3}))["mystery.table"].kept == 6
-    both = StaticRandom(include=("embed.*",), exclude=("embed.*",))
-    assert rows(model, both)["embed.weight"].why == "excluded: by name"
-
-
-@pytest.mark.parametrize("option", ["include", "exclude", "overrides"])
-def test_a_glob_that_matches_nothing_lists_the_nearest_names(option):
-    value = {"head.wieght": 0.5} if option == "overrides" else ("head.wieght",)
-    model = nn.ModuleDict({"head": nn.Linear(3, 3), "body": nn.Linear(3, 3)})
-    with pytest.raises(
-        ValueError, match=rf"{option}: 'head.wieght' matches no .* nearest names are head.weight"
-    ):
-        plan(model, StaticRandom(**{option: value}))
-
-
-@pytest.mark.parametrize("option", ["include", "exclude"])
-def test_a_bare_string_is_not_a_list_of_globs(option):
-    with pytest.raises(ValueError, match=r"write (in|ex)clude=\('0\.\*',\)"):
-        plan(mlp(), StaticRandom(**{option: "0.*"}))
 
 
 def test_a_pattern_that_does_not_fit_leaves_the_layer_dense():
@@ -163,6 +62,20 @@ def test_nothing_to_make_sparse_is_an_error_with_reasons():
         plan(nn.Sequential(nn.LayerNorm(3)), StaticRandom())
     with pytest.raises(ValueError, match="the model has no weights"):
         plan(nn.ReLU(), StaticRandom())
+
+
+def test_a_pattern_that_fits_nowhere_is_to_be_changed():
+    with pytest.raises(
+        ValueError, match=r"finds nothing .* no multiple of 7.*\. Choose a pattern that fits$"
+    ):
+        plan(mlp(), StaticRandom(pattern="3:7"))
+
+
+def test_a_model_and_a_method_are_what_they_should_be():
+    with pytest.raises(TypeError, match=r"a model is a torch\.nn\.Module; got NoneType"):
+        plan(None, StaticRandom())
+    with pytest.raises(TypeError, match=r"StaticRandom is its class: write StaticRandom\(\.\.\.\)"):
+        plan(mlp(), StaticRandom)
 
 
 def test_impossible_totals():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwork.patterns import NM, AnyNM, Block, FanIn, Gates, Groups, Unstructured, pattern
+from openwork.patterns import NM, Block, FanIn, Gates, Groups, Unstructured
 from tests.test_grid import best
 
 few = settings(max_examples=30)
@@ -71,7 +71,11 @@ PATTERNS = [
     Groups(1),
     Gates(3),
 ]
+
+
 SHAPES = [(6, 12), (6, 12, 3), (6, 12, 2, 3), (12, 12), (3, 6, 1, 1)]
+
+
 FITTING = [(p, s) for p in PATTERNS for s in SHAPES if p.misfit(s) is None]
 
 
@@ -135,29 +139,6 @@ def test_allows_knows_how_many_an_nm_pattern_keeps():
     assert FanIn().allows(one_of_four)
 
 
-@pytest.mark.parametrize("p", PATTERNS, ids=str)
-def test_spelling_and_value_are_the_same(p):
-    assert pattern(str(p)) == p
-    assert pattern(p) is p
-
-
-def test_spellings():
-    assert pattern(" Block 4x1 ") == Block(4, 1)
-    assert pattern("fan_in:8") == FanIn(8)
-
-
-@pytest.mark.parametrize("spelling", ["", "2;4", "block 4", "groups", "n:m", "2:4:8"])
-def test_unknown_spellings_are_refused(spelling):
-    with pytest.raises(ValueError, match="unknown pattern"):
-        pattern(spelling)
-
-
-@pytest.mark.parametrize("make", [lambda: NM(3, 2), lambda: NM(-1, 2), lambda: NM(0, 0), lambda: Block(0, 1)])
-def test_impossible_patterns_are_refused(make):
-    with pytest.raises(ValueError, match="got"):
-        make()
-
-
 @pytest.mark.parametrize(
     ("p", "shape", "why"),
     [
@@ -174,28 +155,3 @@ def test_misfits_say_why(p, shape, why):
     assert why in p.misfit(shape)
     with pytest.raises(ValueError, match="does not fit"):
         p.choose(torch.zeros(shape), 1)
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.floats(0, 1))
-def test_any_n_of_m_takes_the_nearest_n(m, groups, out, density):
-    shape = (out, groups * m)
-    kept = round(density * out * groups * m)
-    p = AnyNM(m)
-    exact = kept / (out * groups)
-    n = p.places(shape, kept)
-    assert abs(n - exact) <= 0.5
-    assert p.settled(shape, kept) == NM(n, m)
-    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    mask = p.choose(scores, kept)
-    assert torch.equal(mask, NM(n, m).choose(scores, 0))
-    assert p.allows(mask)
-    assert p.legal_kept(shape, p.legal_kept(shape, kept)) == p.legal_kept(shape, kept) == int(mask.sum())
-    assert pattern(str(p)) == p
-    with pytest.raises(ValueError, match="of >= 1"):
-        AnyNM(0)
-
-
-def test_any_n_of_m_wants_whole_groups():
-    assert "no multiple of 4" in AnyNM(4).misfit((3, 6))
-    assert Unstructured().settled((3, 6), 4) == Unstructured()
