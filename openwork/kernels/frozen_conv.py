@@ -12,14 +12,9 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native, reference
-from openwork.kernels.conv import (
-    PreparedConv,
-    check_conv,
-    convolution_of,
-    multiply,
-    multiply_into,
-    numbers_of,
-)
+from openwork.kernels.conv import PreparedConv, check_conv
+from openwork.kernels.conv_operators import convolution_of, numbers_of
+from openwork.kernels.conv_product import multiply, multiply_into
 from openwork.kernels.planes import geometry
 
 _library = torch.library.Library("openwork", "FRAGMENT")

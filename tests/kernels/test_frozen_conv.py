@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from openwork.kernels import conv
+from openwork.kernels import conv_operators
 from openwork.kernels.conv import Convolution, sparse_conv
 from openwork.kernels.frozen_conv import freeze_conv, frozen_conv
 from tests.kernels.test_conv import problems, random_weight
@@ -15,7 +15,7 @@ def test_frozen_gives_the_same_bits(level, grouped, problem):
     bias = torch.randn(prepared.convolution.outputs)
     frozen = freeze_conv(values, prepared, grouped=grouped)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "group", lambda *_: grouped)
+        patch.setattr(conv_operators, "group", lambda *_: grouped)
         expected = sparse_conv(x, values, prepared, bias, "relu")
     values.zero_()  # frozen weights do not follow
     assert torch.equal(frozen_conv(x, frozen, bias, "relu"), expected)
@@ -35,7 +35,7 @@ def test_the_operator_is_sound():
     convolution = Convolution(5, 4, (3, 3), (2, 2), (1, 1))
     prepared, values, _ = random_weight(convolution, 0.5, torch.Generator().manual_seed(2))
     words = freeze_conv(values, prepared, grouped=True).words_for((6, 7))
-    x, numbers = torch.randn(2, 4, 6, 7), conv.numbers_of(convolution)
+    x, numbers = torch.randn(2, 4, 6, 7), conv_operators.numbers_of(convolution)
     arguments = (x, words, None, prepared.walk, numbers, True, "relu")
     torch.library.opcheck(torch.ops.openwork.frozen_conv, arguments)
 
