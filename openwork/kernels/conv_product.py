@@ -40,6 +40,9 @@ def multiply(
     return y
 
 
+LINE = 64
+"""Bytes that inputs read in place are aligned to; new tensors are."""
+
 SHARING = 8
 """How much more work than elsewhere is worth sharing: threads that share an image wait for each other three times."""
 
@@ -62,6 +65,7 @@ def multiply_into(
     x is [images, channels, rows, columns], or in blocks of 16 images (`openwork.kernels.blocked`) where the
     geometry is grouped; y as well, and carried is like y.
     """
+    x = aligned(x, laid)
     col, runs, buckets, parts, *permutation = walk
     values = None if values is None else values.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -72,6 +76,11 @@ def multiply_into(
         y.dim() == 5, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(),
         buckets.shape[0], buckets.shape[1], native.threads(work // SHARING),
     )  # fmt: skip
+
+
+def aligned(x: Tensor, laid: Geometry) -> Tensor:
+    """`x`, or a copy of it where the kernel reads it as it is and it does not begin at a cache line."""
+    return x.clone() if laid.as_is and x.data_ptr() % LINE else x
 
 
 def weight_product(x: Tensor, dy: Tensor, laid: Geometry, walk: list[Tensor]) -> Tensor:

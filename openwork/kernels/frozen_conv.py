@@ -49,6 +49,48 @@ class FrozenConv:
             self.words[key] = _woven(self, size, blocked)
         return self.words[key]
 
+    def into(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> None:
+        """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
+
+        Nothing is checked: shapes were when the network was packed.
+
+        Args:
+            x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side here.
+            y: overwritten; [images, out, rows, columns] or in blocks, as x.
+            images: how many there are.
+            bias: [out].
+            carried: like y, and may be y: a shortcut around the convolution.
+            activation: one of `linear.ACTIVATIONS`.
+        """
+        blocked = x.dim() == 5 or y.dim() == 5
+        size = (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
+        laid = geometry(self.prepared.convolution, size, grouped=self.grouped, blocked=blocked)
+        words = self.words_for(size, blocked=blocked)
+        multiply_into(
+            x,
+            y,
+            images,
+            laid,
+            self.prepared.walk,
+            words=words,
+            bias=bias,
+            carried=carried,
+            activation=activation,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return sum(t.nbytes for t in (self.values, *self.words.values(), *self.prepared.walk))
+
 
 def freeze_conv(values: Tensor, prepared: PreparedConv, *, grouped: bool) -> FrozenConv:
     """Take a copy of `values` [kept] (float32, CPU). Later changes of `values` are not seen.
@@ -86,44 +128,6 @@ def frozen_conv(
         x, words, bias, frozen.prepared.walk, numbers_of(convolution), frozen.grouped, activation
     )
     return y
-
-
-def frozen_conv_into(
-    x: Tensor,
-    y: Tensor,
-    images: int,
-    frozen: FrozenConv,
-    bias: Tensor | None = None,
-    carried: Tensor | None = None,
-    activation: str = "none",
-) -> None:
-    """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
-
-    Nothing is checked: shapes were when the network was packed.
-
-    Args:
-        x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side in `frozen`.
-        y: overwritten; [images, out, rows, columns] or in blocks, as x.
-        images: how many there are.
-        frozen: the convolution.
-        bias: [out].
-        carried: like y, and may be y: a shortcut around the convolution.
-        activation: one of `linear.ACTIVATIONS`.
-    """
-    blocked = x.dim() == 5 or y.dim() == 5
-    size = (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
-    laid = geometry(frozen.prepared.convolution, size, grouped=frozen.grouped, blocked=blocked)
-    multiply_into(
-        x,
-        y,
-        images,
-        laid,
-        frozen.prepared.walk,
-        words=frozen.words_for(size, blocked=blocked),
-        bias=bias,
-        carried=carried,
-        activation=activation,
-    )
 
 
 def _woven(frozen: FrozenConv, size: tuple[int, int], blocked: bool) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from openwork.kernels.blocked import Pair, pool
-from openwork.kernels.conv import Convolution, prepare_conv
-from openwork.kernels.frozen_conv import FrozenConv, freeze_conv, frozen_conv_into
+from openwork.kernels.conv import Convolution
+from openwork.kernels.depthwise import depthwise_into
 from openwork.layouts.conv import convolution_of
-from openwork.layouts.conv_layout import PixelsConv
+from openwork.layouts.conv_layout import Frozen, PixelsConv, frozen_weights
 from openwork.layouts.csr import CSR
-from openwork.layouts.packed_conv import PackedConv, Weights, connections_of, folded
+from openwork.layouts.packed_conv import PackedConv, Weights, connections_of, folded, scale_and_shift
 from openwork.pack.places import Values, filled, places
 
 
@@ -68,13 +68,12 @@ class Conv(Step):
         convolution, (topology, values, self.bias) = computed(self.layer, self.norm)
         self.frozen = self._held(convolution, topology, values)
 
-    def _held(self, convolution: Convolution, topology: CSR, values: Tensor) -> FrozenConv:
+    def _held(self, convolution: Convolution, topology: CSR, values: Tensor) -> Frozen:
         # What the layer holds for itself will do, where it is of the same kind.
         for held in self.layer.by_images.values() if isinstance(self.layer, PackedConv) else ():
             if isinstance(held, PixelsConv) and held.grouped == self.grouped:
                 return held.frozen
-        prepared = prepare_conv(topology.crow.clone(), topology.col.clone(), convolution, "weight")
-        return freeze_conv(values, prepared, grouped=self.grouped)
+        return frozen_weights(convolution, topology, values, grouped=self.grouped)
 
     def reads(self) -> list[int]:
         return [self.x] if self.carried is None else [self.x, self.carried]
@@ -82,7 +81,31 @@ class Conv(Step):
     def run(self, values: Values, images: int) -> None:
         carried = None if self.carried is None else values[self.carried].contiguous()
         x = values[self.x].contiguous()
-        frozen_conv_into(x, values[self.to], images, self.frozen, self.bias, carried, self.activation)
+        self.frozen.into(x, values[self.to], images, self.bias, carried, self.activation)
+
+
+@dataclass(eq=False)
+class Depthwise(Conv):
+    """A convolution that keeps channels apart: each output channel sees one input channel."""
+
+    def hold(self) -> None:
+        """Take the weights that the layer has now."""
+        layer, norm = self.layer, self.norm
+        self.convolution, self.weight = convolution_of(layer), layer.weight.detach().contiguous()
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        if norm is not None:
+            scale, self.bias = scale_and_shift(norm, self.bias)
+            self.weight = self.weight * scale[:, None, None, None]
+
+    def run(self, values: Values, images: int) -> None:
+        carried = None if self.carried is None else values[self.carried].contiguous()
+        x = values[self.x].contiguous()
+        depthwise_into(x, values[self.to], self.weight, self.convolution, self.bias, carried, self.activation)
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether there is a group for each input channel, and more than one."""
+    return conv.groups == conv.in_channels > 1
 
 
 @dataclass(eq=False)
