@@ -122,6 +122,15 @@ OPENWORK_INLINE void with_planes(const Geometry& g, Body body) {
   else body(Strips{g});
 }
 
+// With as many bands as can be dealt out evenly, where that moves nothing that words or places point to.
+OPENWORK_INLINE Geometry dealt(Geometry g, std::int64_t images, int threads) {
+  if (g.as_is && images % threads) {
+    const std::int64_t shares = (g.bands() + threads - 1) / threads * threads;
+    g.band = (g.rows + shares - 1) / shares;
+  }
+  return g;
+}
+
 // prepare() is called by every thread first.
 template <class Planes, class Weights, class Prepare>
 void run(const Job<Planes, Weights>& job, Prepare prepare, int threads) {
@@ -132,7 +141,8 @@ void run(const Job<Planes, Weights>& job, Prepare prepare, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     prepare();
-#pragma omp for schedule(dynamic, 1) nowait
+    // Contiguous shares: what a thread makes here, it reads itself in the next layer, whose bands are dealt out alike.
+#pragma omp for schedule(static) nowait
     for (std::int64_t i = 0; i < alone; ++i) {
       float* buffer = scratch<float>(Scratch::own, job.buffer_size() + job.planes.chart_room());
       const Item<Planes, Weights> item(job, i, buffer, reinterpret_cast<std::int32_t*>(buffer + job.buffer_size()));

@@ -60,7 +60,7 @@ struct Blocks {
 KERNEL(block_conv, Address x, Address y, std::int64_t images, Address geometry, Address bias, Address carried, int activation,
        bool x_blocked, bool y_blocked, Address parts, std::int64_t part_count, Address place, Address weight, Address first,
        std::int64_t block_count, std::int64_t group_count, int height, int threads) {
-  const Geometry g = *at<const Geometry>(geometry);
+  const Geometry g = dealt(*at<const Geometry>(geometry), images, threads);
   const auto go = [&](auto number) {
     using Weights = Blocks<decltype(number)::value>;
     const Weights weights{at<const std::int32_t>(parts), part_count, at<const std::int32_t>(place), at<const float>(weight),

@@ -29,22 +29,23 @@ struct Depthwise {
   }
 };
 
-// An input channel as the taps read it: [phase][row][pitch], rows and columns from the first tap of the first output on.
+// What a band of output rows reads of an input channel: [phase][row][pitch], rows and columns from the first tap of its first output on.
 struct Plane : Depthwise {
   std::int64_t phases, in_rows, pitch, size;
 
-  explicit Plane(const Depthwise& d)
-      : Depthwise(d), phases(smaller(column_stride, kernel_columns)), in_rows((rows - 1) * row_stride + kernel_rows),
+  Plane(const Depthwise& d, std::int64_t band)
+      : Depthwise(d), phases(smaller(column_stride, kernel_columns)), in_rows((band - 1) * row_stride + kernel_rows),
         pitch((whole(columns) + (kernel_columns - 1) / column_stride + lanes - 1) / lanes * lanes), size(phases * in_rows * pitch) {}
 
   static std::int64_t whole(std::int64_t count) { return (count + lanes - 1) / lanes * lanes; }
 
-  void fill(const float* channel, float* plane) const {
+  // For the band that begins at output row `first`.
+  void fill(const float* channel, std::int64_t first, float* plane) const {
     const Plane p = *this;  // in registers: what is written below could be anything, to the compiler
     for (std::int64_t phase = 0; phase < p.phases; ++phase) {
       const Shift shift(p.width, p.column_stride, phase - p.column_pad);
       for (std::int64_t row = 0; row < p.in_rows; ++row, plane += p.pitch) {
-        const std::int64_t h = row - p.row_pad;
+        const std::int64_t h = first * p.row_stride + row - p.row_pad;
         if (h < 0 || h >= p.height) zero_row(p.pitch, plane);
         else shift.copy(channel + h * p.width, p.pitch, plane);
       }
@@ -95,40 +96,48 @@ OPENWORK_INLINE void convolve_rows(const Plane& plane, const float* from, const 
   }
 }
 
-// A channel of one image. side 0: any kernel.
+// `count` rows of a channel of one image. side 0: any kernel.
 template <int side, int stride, class Finish>
-void convolve(const Plane plane, const float* from, const float* weight, const Finish finish, float* y) {
+void convolve(const Plane plane, const float* from, const float* weight, std::int64_t count, const Finish finish, float* y) {
   std::int64_t row = 0;
   if constexpr (side > 0)
-    for (; row + together <= plane.rows; row += together) convolve_rows<side, stride, together>(plane, from, weight, row, finish, y);
-  for (; row < plane.rows; ++row) convolve_rows<side, stride, 1>(plane, from, weight, row, finish, y);
+    for (; row + together <= count; row += together) convolve_rows<side, stride, together>(plane, from, weight, row, finish, y);
+  for (; row < count; ++row) convolve_rows<side, stride, 1>(plane, from, weight, row, finish, y);
 }
 
 template <class Finish>
-void convolve(const Plane& plane, const float* from, const float* weight, const Finish& finish, float* y) {
-  if (plane.is(3, 1)) convolve<3, 1>(plane, from, weight, finish, y);
-  else if (plane.is(3, 2)) convolve<3, 2>(plane, from, weight, finish, y);
-  else if (plane.is(5, 1)) convolve<5, 1>(plane, from, weight, finish, y);
-  else if (plane.is(5, 2)) convolve<5, 2>(plane, from, weight, finish, y);
-  else convolve<0, 0>(plane, from, weight, finish, y);
+void convolve(const Plane& plane, const float* from, const float* weight, std::int64_t count, const Finish& finish, float* y) {
+  if (plane.is(3, 1)) convolve<3, 1>(plane, from, weight, count, finish, y);
+  else if (plane.is(3, 2)) convolve<3, 2>(plane, from, weight, count, finish, y);
+  else if (plane.is(5, 1)) convolve<5, 1>(plane, from, weight, count, finish, y);
+  else if (plane.is(5, 2)) convolve<5, 2>(plane, from, weight, count, finish, y);
+  else convolve<0, 0>(plane, from, weight, count, finish, y);
 }
 
 // Channels that are copied before the first of them is computed: reading what was written a moment ago, in other vectors, waits.
 constexpr std::int64_t copied_ahead = 4;
 
+// Rows that a band has at least. Smaller images are dealt out by channels.
+constexpr std::int64_t least_band = 7;
+
 template <Activation activation>
 void run_plain(const Depthwise& d, std::int64_t images, int threads) {
-  const Plane plane(d);
-  const std::int64_t all = images * d.inputs(), size = plane.size, in_pixels = d.height * d.width, out_pixels = d.rows * d.columns;
+  // As the bands of the convolutions around are dealt out: what a thread reads, it made itself.
+  const std::int64_t shares = images % threads ? larger(1, smaller(threads, d.rows / least_band)) : 1;
+  const std::int64_t band = (d.rows + shares - 1) / shares, bands = (d.rows + band - 1) / band;
+  const Plane plane(d, band);
+  const std::int64_t inputs = d.inputs(), batches = (inputs + copied_ahead - 1) / copied_ahead;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t first = 0; first < all; first += copied_ahead) {
-    float* copies = scratch<float>(Scratch::own, copied_ahead * size);
-    const std::int64_t end = smaller(all, first + copied_ahead);
-    for (std::int64_t i = first; i < end; ++i) plane.fill(d.x + i * in_pixels, copies + (i - first) * size);
-    for (std::int64_t i = first * d.per_input; i < end * d.per_input; ++i) {
-      const std::int64_t channel = i % d.channels, start = i * out_pixels;
+  for (std::int64_t i = 0; i < images * bands * batches; ++i) {
+    const std::int64_t image = i / batches / bands, row = i / batches % bands * band, count = smaller(band, d.rows - row);
+    const std::int64_t begin = i % batches * copied_ahead, end = smaller(inputs, begin + copied_ahead);
+    float* copies = scratch<float>(Scratch::own, copied_ahead * plane.size);
+    for (std::int64_t c = begin; c < end; ++c)
+      plane.fill(d.x + (image * inputs + c) * d.height * d.width, row, copies + (c - begin) * plane.size);
+    for (std::int64_t channel = begin * d.per_input; channel < end * d.per_input; ++channel) {
+      const std::int64_t start = ((image * d.channels + channel) * d.rows + row) * d.columns;
       const Finish<activation> finish{d.bias ? d.bias[channel] : 0.0f, d.carried ? d.carried + start : nullptr};
-      convolve(plane, copies + (i / d.per_input - first) * size, d.weight + channel * d.taps(), finish, d.y + start);
+      convolve(plane, copies + (channel / d.per_input - begin) * plane.size, d.weight + channel * d.taps(), count, finish, d.y + start);
     }
   }
 }

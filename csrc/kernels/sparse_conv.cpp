@@ -26,7 +26,7 @@ KERNEL(sparse_conv, Address x, Address y, std::int64_t images, Address geometry,
        Address bias, Address carried, int activation, bool x_blocked, bool y_blocked, Address column, std::int64_t kept, Address runs,
        Address buckets, Address parts, std::int64_t part_count, std::int64_t block_count, int threads) {
   const Walk walk{at<const Run>(runs), at<const std::int32_t>(buckets), at<const Part>(parts), part_count, block_count};
-  const Geometry g = *at<const Geometry>(geometry);
+  const Geometry g = dealt(*at<const Geometry>(geometry), images, threads);
   const std::int64_t length = stream_length(kept, part_count);
   Word* woven = words_ ? nullptr : scratch<Word>(Scratch::weights, length + (g.matrix_columns() + 1) / 2);
   auto* places = woven ? reinterpret_cast<std::int32_t*>(woven + length) : nullptr;

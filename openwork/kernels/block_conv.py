@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native, reference
+from openwork.kernels.blocked import size_of
 from openwork.kernels.conv import check_conv
 from openwork.kernels.conv_operators import convolution_of, numbers_of
-from openwork.kernels.conv_product import SHARING, aligned
+from openwork.kernels.conv_product import SHARING, Bound, aligned
 from openwork.kernels.groups import Groups
 from openwork.kernels.linear import ACTIVATIONS
 from openwork.kernels.planes import Convolution, Geometry, geometry
@@ -71,11 +72,28 @@ class BlockConv:
         activation: str = "none",
     ) -> None:
         """As `frozen_conv.FrozenConv.into`."""
+        laid = self._laid(x, y)
+        self.bind(aligned(x, laid), y, images, bias, carried, activation)()
+
+    def bind(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> Bound:
+        """As `frozen_conv.FrozenConv.bind`."""
+        arrays = self.arrays_for(size_of(x), blocked=x.dim() == 5 or y.dim() == 5)
+        groups = self.groups
+        return _bound(
+            x, y, images, self._laid(x, y), arrays, groups.height, groups.blocks, bias, carried, activation
+        )
+
+    def _laid(self, x: Tensor, y: Tensor) -> Geometry:
         blocked = x.dim() == 5 or y.dim() == 5
-        size = (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
-        laid = geometry(self.convolution, size, grouped=self.grouped, blocked=blocked)
-        arrays, groups = self.arrays_for(size, blocked=blocked), self.groups
-        _multiply(x, y, images, laid, arrays, groups.height, groups.blocks, bias, carried, activation)
+        return geometry(self.convolution, size_of(x), grouped=self.grouped, blocked=blocked)
 
     @property
     def nbytes(self) -> int:
@@ -143,11 +161,12 @@ def _block_conv(
     convolution, size = convolution_of(numbers), (x.shape[2], x.shape[3])
     y = x.new_empty(x.shape[0], convolution.outputs, *convolution.size(*size))
     laid = geometry(convolution, size, grouped=grouped)
-    _multiply(x.contiguous(), y, x.shape[0], laid, arrays, height, blocks, bias, None, activation)
+    x = aligned(x.contiguous(), laid)
+    _bound(x, y, x.shape[0], laid, arrays, height, blocks, bias, None, activation)()
     return y
 
 
-def _multiply(
+def _bound(
     x: Tensor,
     y: Tensor,
     images: int,
@@ -158,16 +177,17 @@ def _multiply(
     bias: Tensor | None,
     carried: Tensor | None,
     activation: str,
-) -> None:
+) -> Bound:
     bounds, places, weight, first = arrays
-    x, bias = aligned(x, laid), None if bias is None else bias.contiguous()
+    bias = None if bias is None else bias.contiguous()
     work = weight.numel() * laid.grid[0] * laid.grid[1] * images + x.numel() + y.numel()
-    native.kernels().block_conv(
+    arguments = (
         x.data_ptr(), y.data_ptr(), images, laid.numbers.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if carried is None else carried.data_ptr(), ACTIVATIONS.index(activation), x.dim() == 5, y.dim() == 5,
         bounds.data_ptr(), bounds.numel() - 1, places.data_ptr(), weight.data_ptr(), first.data_ptr(), blocks,
         -(-laid.out.channels // height), height, native.threads(work // SHARING),
     )  # fmt: skip
+    return Bound(native.kernels().block_conv, arguments, (x, y, laid.numbers, *arrays, bias, carried))
 
 
 _library.impl("block_conv", _block_conv, "CPU")

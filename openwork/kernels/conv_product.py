@@ -6,6 +6,9 @@ Nothing is checked here, so nothing may arrive unchecked: shapes by `conv.check_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
 from openwork.kernels import native
@@ -65,17 +68,66 @@ def multiply_into(
     x is [images, channels, rows, columns], or in blocks of 16 images (`openwork.kernels.blocked`) where the
     geometry is grouped; y as well, and carried is like y.
     """
-    x = aligned(x, laid)
+    bound_product(
+        aligned(x, laid),
+        y,
+        images,
+        laid,
+        walk,
+        values=values,
+        words=words,
+        bias=bias,
+        carried=carried,
+        activation=activation,
+    )()
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A call of a native kernel on certain memory: made once, for less Python in each call.
+
+    Attributes:
+        kernel: the native function.
+        arguments: addresses and sizes.
+        held: the tensors that the addresses are of.
+    """
+
+    kernel: Callable[..., None]
+    arguments: tuple[int | bool, ...]
+    held: tuple[Tensor | None, ...] = field(repr=False)
+
+    def __call__(self) -> None:
+        """Compute."""
+        self.kernel(*self.arguments)
+
+
+def bound_product(
+    x: Tensor,
+    y: Tensor,
+    images: int,
+    laid: Geometry,
+    walk: list[Tensor],
+    *,
+    values: Tensor | None = None,
+    words: Tensor | None = None,
+    bias: Tensor | None = None,
+    carried: Tensor | None = None,
+    activation: str = "none",
+) -> Bound:
+    """What `multiply_into` calls, for an x that is `aligned`."""
     col, runs, buckets, parts, *permutation = walk
     values = None if values is None else values.contiguous()
     bias = None if bias is None else bias.contiguous()
     work = col.numel() * laid.grid[0] * laid.grid[1] * images + x.numel() + y.numel()
-    native.kernels().sparse_conv(
+    arguments = (
         x.data_ptr(), y.data_ptr(), images, laid.numbers.data_ptr(), _address(words), _address(values),
         _address(*permutation), _address(bias), _address(carried), ACTIVATIONS.index(activation), x.dim() == 5,
         y.dim() == 5, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(),
         buckets.shape[0], buckets.shape[1], native.threads(work // SHARING),
     )  # fmt: skip
+    return Bound(
+        native.kernels().sparse_conv, arguments, (x, y, laid.numbers, *walk, values, words, bias, carried)
+    )
 
 
 def aligned(x: Tensor, laid: Geometry) -> Tensor:

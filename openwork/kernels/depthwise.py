@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from openwork.kernels import native, reference
+from openwork.kernels.blocked import size_of
+from openwork.kernels.conv_product import Bound
 from openwork.kernels.linear import ACTIVATIONS
 from openwork.kernels.planes import Convolution
 
@@ -57,11 +59,11 @@ def depthwise_conv(
         y = nn.functional.conv2d(x, weight, bias, c.stride, c.padding, groups=c.inputs)
         return reference.activate(y, activation)
     y = x.new_empty(x.shape[0], c.outputs, *size)
-    depthwise_into(x.contiguous(), y, weight.contiguous(), c, bias, None, activation)
+    bind_depthwise(x.contiguous(), y, weight.contiguous(), c, bias, None, activation)()
     return y
 
 
-def depthwise_into(
+def bind_depthwise(
     x: Tensor,
     y: Tensor,
     weight: Tensor,
@@ -69,20 +71,19 @@ def depthwise_into(
     bias: Tensor | None = None,
     carried: Tensor | None = None,
     activation: str = "none",
-) -> None:
-    """The same into memory that is there already, plus `carried`, which may be `y`: what whole networks run.
+) -> Bound:
+    """A call of the same into memory that is there already, plus `carried`, which may be `y`: what whole networks run.
 
     Nothing is checked. x and y are both in PyTorch's order, or both in blocks; carried is like y. All are contiguous.
     """
     c, blocked = convolution, x.dim() == 5
-    height, width = (x.shape[1], x.shape[3]) if blocked else (x.shape[2], x.shape[3])
-    rows, columns = (y.shape[1], y.shape[3]) if blocked else (y.shape[2], y.shape[3])
+    bias = None if bias is None else bias.contiguous()
     work = 2 * (
         y.numel() * c.taps + x.numel()
     )  # of no more than half the speed of a product: inputs are shared by few
-    native.kernels().depthwise(
+    arguments = (
         x.data_ptr(), y.data_ptr(), x.shape[0], weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if carried is None else carried.data_ptr(), ACTIVATIONS.index(activation), blocked, c.outputs,
-        c.outputs // c.inputs, height, width, rows, columns, *c.kernel, *c.stride, *c.padding,
-        native.threads(work),
+        c.outputs // c.inputs, *size_of(x), *size_of(y), *c.kernel, *c.stride, *c.padding, native.threads(work),
     )  # fmt: skip
+    return Bound(native.kernels().depthwise, arguments, (x, y, weight, bias, carried))

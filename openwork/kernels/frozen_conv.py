@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native, reference
+from openwork.kernels.blocked import size_of
 from openwork.kernels.conv import PreparedConv, check_conv
 from openwork.kernels.conv_operators import convolution_of, numbers_of
-from openwork.kernels.conv_product import multiply, multiply_into
-from openwork.kernels.planes import geometry
+from openwork.kernels.conv_product import Bound, aligned, bound_product, multiply
+from openwork.kernels.planes import Geometry, geometry
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
@@ -70,21 +71,29 @@ class FrozenConv:
             carried: like y, and may be y: a shortcut around the convolution.
             activation: one of `linear.ACTIVATIONS`.
         """
-        blocked = x.dim() == 5 or y.dim() == 5
-        size = (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
-        laid = geometry(self.prepared.convolution, size, grouped=self.grouped, blocked=blocked)
-        words = self.words_for(size, blocked=blocked)
-        multiply_into(
-            x,
-            y,
-            images,
-            laid,
-            self.prepared.walk,
-            words=words,
-            bias=bias,
-            carried=carried,
-            activation=activation,
+        laid = self._laid(x, y)
+        self.bind(aligned(x, laid), y, images, bias, carried, activation)()
+
+    def bind(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> Bound:
+        """What `into` calls, to be called again: x is aligned to 64 bytes, as new tensors are."""
+        laid, blocked = self._laid(x, y), x.dim() == 5 or y.dim() == 5
+        words = self.words_for(size_of(x), blocked=blocked)
+        walk = self.prepared.walk
+        return bound_product(
+            x, y, images, laid, walk, words=words, bias=bias, carried=carried, activation=activation
         )
+
+    def _laid(self, x: Tensor, y: Tensor) -> Geometry:
+        blocked = x.dim() == 5 or y.dim() == 5
+        return geometry(self.prepared.convolution, size_of(x), grouped=self.grouped, blocked=blocked)
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from openwork.kernels.blocked import Pair, pool
 from openwork.kernels.conv import Convolution
-from openwork.kernels.depthwise import depthwise_into
+from openwork.kernels.conv_product import Bound
+from openwork.kernels.depthwise import bind_depthwise
 from openwork.layouts.conv import convolution_of
 from openwork.layouts.conv_layout import Frozen, PixelsConv, frozen_weights
 from openwork.layouts.csr import CSR
@@ -46,6 +47,10 @@ class Step:
     def run(self, values: Values, images: int) -> None:
         """Compute it, for so many images."""
         raise NotImplementedError
+
+    def bind(self, values: Values, images: int) -> Callable[[], None] | None:
+        """A call that does the same in this memory, again and again; None where some of the memory is not there yet."""
+        return None
 
 
 @dataclass(eq=False)
@@ -83,6 +88,16 @@ class Conv(Step):
         x = values[self.x].contiguous()
         self.frozen.into(x, values[self.to], images, self.bias, carried, self.activation)
 
+    def bind(self, values: Values, images: int) -> Callable[[], None] | None:
+        carried = None if self.carried is None else values[self.carried]
+        x, y = values[self.x], values[self.to]
+        if x is None or y is None or (carried is None) != (self.carried is None):
+            return None
+        return self._bound(x, y, images, carried)
+
+    def _bound(self, x: Tensor, y: Tensor, images: int, carried: Tensor | None) -> Bound:
+        return self.frozen.bind(x, y, images, self.bias, carried, self.activation)
+
 
 @dataclass(eq=False)
 class Depthwise(Conv):
@@ -99,8 +114,10 @@ class Depthwise(Conv):
 
     def run(self, values: Values, images: int) -> None:
         carried = None if self.carried is None else values[self.carried].contiguous()
-        x = values[self.x].contiguous()
-        depthwise_into(x, values[self.to], self.weight, self.convolution, self.bias, carried, self.activation)
+        self._bound(values[self.x].contiguous(), values[self.to], images, carried)()
+
+    def _bound(self, x: Tensor, y: Tensor, images: int, carried: Tensor | None) -> Bound:
+        return bind_depthwise(x, y, self.weight, self.convolution, self.bias, carried, self.activation)
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from openwork.kernels import native
 from openwork.kernels.blocked import block, block_shape, unblock
-from openwork.kernels.depthwise import depthwise_conv, depthwise_into
+from openwork.kernels.depthwise import bind_depthwise, depthwise_conv
 from openwork.kernels.linear import ACTIVATIONS
 from openwork.kernels.planes import Convolution
 from tests.kernels.test_linear import DENSE_ACTIVATION
@@ -53,7 +53,7 @@ def test_what_is_carried_may_be_where_the_outputs_go(level, in_blocks, problem):
     expected = dense(x.double(), weight.double(), bias.double(), c)
     carried = torch.randn(expected.shape)
     to, inputs = (block(carried), block(x)) if in_blocks else (carried.clone(), x)
-    depthwise_into(inputs, to, weight, c, bias, to, "relu")
+    bind_depthwise(inputs, to, weight, c, bias, to, "relu")()
     found = unblock(to, x.shape[0]) if in_blocks else to
     torch.testing.assert_close(found.double(), (expected + carried).relu(), rtol=1e-5, atol=1e-4)
 
@@ -80,7 +80,7 @@ def test_bits_do_not_depend_on_threads(level, monkeypatch):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             y = torch.empty(block_shape((3, 26, 9, 18)))
-            depthwise_into(block(x), y, weight, c, None, None, "silu")
+            bind_depthwise(block(x), y, weight, c, None, None, "silu")()
             found += [depthwise_conv(x, weight, c, None, "silu"), unblock(y, 3)]
     finally:
         torch.set_num_threads(before)
