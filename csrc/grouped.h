@@ -136,6 +136,7 @@ struct Chart {
 
 struct Grouped : Geometry {
   static constexpr std::int64_t images_together = pixel_vector;
+  static constexpr bool packs = true;  // inputs are copied
 
   std::int64_t row_tiles() const { return (columns + tile - 1) / tile; }
   std::int64_t out_columns() const { return row_tiles() * tile; }

@@ -42,6 +42,7 @@ struct Geometry {
   std::int64_t band;  // grid rows computed together
   std::int64_t tile;  // vectors computed together
   std::int64_t grouped;
+  std::int64_t as_is;  // channels are read, and where possible written, where they lie: AsIs in strips.h
 
   // Rows and columns of the grid before or behind a tile that its taps reach.
   std::int64_t row_reach() const { return (kernel_rows - 1) / stride_rows; }

@@ -73,6 +73,23 @@ OPENWORK_INLINE Vec load_first(const float* p, std::int64_t n) {
 #endif
 }
 
+// Lanes [begin, end); the others are zero. Reads nothing else.
+OPENWORK_INLINE Vec load_between(const float* p, std::int64_t begin, std::int64_t end) {
+  if (begin <= 0 && end >= lanes) return load_unaligned(p);
+#if defined(__AVX512F__)
+  const auto below = [](std::int64_t n) { return n <= 0 ? 0u : n >= lanes ? 0xffffu : (1u << n) - 1; };
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>(below(end) & ~below(begin)), p);
+#elif defined(__AVX2__)
+  const auto clipped = [](std::int64_t n) { return n < 0 ? 0 : n > lanes ? lanes : static_cast<std::int32_t>(n); };
+  const IntVec lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (Vec)_mm256_maskload_ps(p, (__m256i)((lane >= clipped(begin)) & (lane < clipped(end))));
+#else
+  Vec v{};
+  for (std::int64_t i = begin < 0 ? 0 : begin; i < end && i < lanes; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
 OPENWORK_INLINE void store_first(float* p, Vec v, std::int64_t n) {
   if (n >= lanes) return store_unaligned(p, v);
 #if defined(__AVX512F__)

@@ -14,29 +14,41 @@ struct EveryOther {
   static constexpr int from(int i) { return 2 * i; }
 };
 
-// to[j] = from[j * stride + shift] for j < count where that is in a row of `width`, else 0; `count` a multiple of pixel_vector.
-OPENWORK_INLINE void shifted_row(const float* from, std::int64_t width, std::int64_t stride, std::int64_t shift, std::int64_t count,
-                                 float* to) {
-  const std::int64_t begin = smaller(count, shift < 0 ? (-shift + stride - 1) / stride : 0);
-  const std::int64_t end = larger(begin, smaller(count, width > shift ? (width - shift + stride - 1) / stride : 0));
-  for (std::int64_t j = 0; j < count; j += lanes)
-    if (j < begin || j + lanes > end) store(to + j, Vec{});
-  std::int64_t j = begin;
-  if (stride == 1) {
-    for (; j + lanes <= end; j += lanes) store_unaligned(to + j, load_unaligned(from + j + shift));
-    store_first(to + j, load_first(from + j + shift, end - j), end - j);
-    return;
-  }
-  if (stride == 2)
-    for (; j + lanes < end; j += lanes) {
-      const float* two = from + j * 2 + shift;
-      store_unaligned(to + j, shuffle<EveryOther>(load_unaligned(two), load_unaligned(two + lanes)));
+// A row of `width` floats, of which every `stride`th is wanted, the first one at `shift`: outside of the row are zeros.
+struct Shift {
+  std::int64_t stride, shift, begin, end;  // wanted ones [begin, end) lie in the row
+
+  Shift(std::int64_t width, std::int64_t stride, std::int64_t shift)
+      : stride(stride), shift(shift), begin(shift < 0 ? over(-shift) : 0), end(width > shift ? larger(begin, over(width - shift)) : begin) {}
+
+  // Divisions take as long as a whole row, and most strides are one.
+  std::int64_t over(std::int64_t n) const { return stride == 1 ? n : (n + stride - 1) / stride; }
+
+  // The first `count` of them, a multiple of lanes.
+  OPENWORK_INLINE void copy(const float* from, std::int64_t count, float* to) const {
+    for (std::int64_t j = 0; j < count; j += lanes) {
+      const float* first = from + j * stride + shift;
+      if (begin - j >= lanes || end <= j) {
+        store(to + j, Vec{});
+      } else if (stride == 1) {
+        store(to + j, load_between(first, begin - j, end - j));
+      } else if (stride == 2) {
+        const std::int64_t b = 2 * (begin - j), e = 2 * (end - j) - 1;
+        store(to + j, shuffle<EveryOther>(load_between(first, b, e), load_between(first + lanes, b - lanes, e - lanes)));
+      } else {
+        for (std::int64_t i = 0; i < lanes; ++i) to[j + i] = j + i >= begin && j + i < end ? first[i * stride] : 0.0f;
+      }
     }
-  for (; j < end; ++j) to[j] = from[j * stride + shift];
+  }
+};
+
+OPENWORK_INLINE void zero_row(std::int64_t count, float* to) {
+  for (std::int64_t j = 0; j < count; j += lanes) store(to + j, Vec{});
 }
 
 struct Strips : Geometry {
   static constexpr std::int64_t images_together = 1;
+  static constexpr bool packs = true;  // inputs are copied
 
   std::int64_t row_vectors() const { return (columns + pixel_vector - 1) / pixel_vector; }
   std::int64_t row_floats() const { return row_vectors() * pixel_vector; }
@@ -68,37 +80,43 @@ struct Strips : Geometry {
     }
 
     void pack_inputs(const float* x, std::int64_t, std::int64_t, Order, float* planes) const {
+      const Side side = g.in;  // in registers: what is written below could be anything, to the compiler
+      const std::int64_t rows = g.in_rows(), floats = g.row_floats(), top = g.first_in_row() + b * g.band, copies = g.copies();
       float* to = planes;
-      for (std::int64_t a = 0; a < g.in.row_phases; ++a)
-        for (std::int64_t copy = 0; copy < g.copies(); ++copy)
-          for (std::int64_t row = 0; row < g.in_rows(); ++row, to += g.row_floats()) {
-            const std::int64_t h = (g.first_in_row() + b * g.band + row) * g.in.row_stride + a - g.in.row_pad;
-            shifted_row(x + h * g.in.width, row_width(g.in, h), g.in.column_stride,
-                        g.first_in_column() * g.in.column_stride + copy - g.in.column_pad, g.row_floats(), to);
+      for (std::int64_t a = 0; a < side.row_phases; ++a)
+        for (std::int64_t copy = 0; copy < copies; ++copy) {
+          const std::int64_t shift = g.first_in_column() * side.column_stride + copy - side.column_pad;
+          const Shift whole(side.width, side.column_stride, shift);
+          for (std::int64_t row = 0; row < rows; ++row, to += floats) {
+            const std::int64_t h = (top + row) * side.row_stride + a - side.row_pad, width = row_width(side, h);
+            if (width == side.width) whole.copy(x + h * side.width, floats, to);
+            else if (width <= 0) zero_row(floats, to);
+            else Shift(width, side.column_stride, shift).copy(x + h * side.width, floats, to);
           }
-      for (; to < planes + g.in_pitch() * pixel_vector; to += lanes) store(to, Vec{});
+        }
+      zero_row(planes + g.in_pitch() * pixel_vector - to, to);
     }
     void pack_outputs(const float* y, std::int64_t, std::int64_t, float* planes) const {
       float* to = planes;
       for (std::int64_t row = 0; row < g.band_rows(b); ++row, to += g.row_floats()) {
         const std::int64_t h = g.first_row + b * g.band + row;
-        shifted_row(y + h * g.out.width, row_width(g.out, h), 1, g.first_column, g.row_floats(), to);
+        Shift(row_width(g.out, h), 1, g.first_column).copy(y + h * g.out.width, g.row_floats(), to);
       }
-      for (; to < planes + g.out_pitch() * pixel_vector; to += lanes) store(to, Vec{});
+      zero_row(planes + g.out_pitch() * pixel_vector - to, to);
     }
     template <class Finish>
     void unpack(const float* planes, const Finish& finish, float* y, std::int64_t, std::int64_t, Order) const {
-      for (std::int64_t a = 0; a < g.out.row_phases; ++a)
-        for (std::int64_t p = 0; p < g.out.column_phases; ++p)
-          for (std::int64_t row = 0; row < g.band_rows(b); ++row) {
-            const float* from = planes + ((a * g.out.column_phases + p) * g.out_pitch() + row * g.row_vectors()) * pixel_vector;
-            const std::int64_t h = (g.first_row + b * g.band + row) * g.out.row_stride + a - g.out.row_pad;
-            const std::int64_t stride = g.out.column_stride, width = row_width(g.out, h);
-            const std::int64_t shift = g.first_column * stride + p - g.out.column_pad;
-            const std::int64_t to = h * g.out.width + shift;
-            std::int64_t j = shift < 0 ? (-shift + stride - 1) / stride : 0;
-            const std::int64_t end = smaller(g.columns, width > shift ? (width - shift + stride - 1) / stride : 0);
-            for (; j < end; j += lanes) {
+      const Side side = g.out;
+      const std::int64_t rows = g.band_rows(b), floats = g.row_floats(), top = g.first_row + b * g.band, stride = side.column_stride;
+      for (std::int64_t a = 0; a < side.row_phases; ++a)
+        for (std::int64_t p = 0; p < side.column_phases; ++p) {
+          const float* from = planes + (a * side.column_phases + p) * g.out_pitch() * pixel_vector;
+          const Shift whole(side.width, stride, g.first_column * stride + p - side.column_pad);
+          for (std::int64_t row = 0; row < rows; ++row, from += floats) {
+            const std::int64_t h = (top + row) * side.row_stride + a - side.row_pad, width = row_width(side, h);
+            const Shift shift = width == side.width ? whole : Shift(width, stride, whole.shift);
+            const std::int64_t to = h * side.width + shift.shift, end = smaller(g.columns, shift.end);
+            for (std::int64_t j = shift.begin; j < end; j += lanes) {
               const std::int64_t count = smaller(lanes, end - j);
               if (stride == 1) {
                 store_first(y + to + j, finish(load_first(from + j, count), to + j, count), count);
@@ -108,8 +126,18 @@ struct Strips : Geometry {
               for (std::int64_t i = 0; i < count; ++i) y[to + (j + i) * stride] = v[i];
             }
           }
+        }
     }
   };
+};
+
+// The same where nothing has to be moved: 1 x 1 kernels on channels of whole tiles, one after the other in memory, which is aligned.
+struct AsIs : Strips {
+  static constexpr bool packs = false;
+
+  std::int64_t in_pitch() const { return in.pixels / pixel_vector; }
+  std::int64_t in_size() const { return 0; }
+  std::int64_t tap_place(std::int64_t k) const { return k * in_pitch(); }
 };
 
 }  // namespace

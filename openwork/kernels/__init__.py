@@ -5,7 +5,9 @@ The kernels take plain contiguous tensors and know nothing of modules. They are 
 
 - `index`: the walk a sparse matrix is computed in, made once per topology (`prepare`)
 - `linear`: `Y = activation(X W^T + b)` and its gradients
-- `conv`, `planes`: the same for convolutions, and how they see images; `frozen_conv`: for inference
+- `conv`, `planes`: the same for convolutions, and how they see images (`conv_index`, `conv_operators`,
+  `conv_product`: what they walk, differentiate and call); `frozen_conv`, `block_conv`: for
+  inference, one by one or in blocks of channels; `depthwise`: where channels are kept apart
 - `tiles`: `linear` for activations that stay in feature-major tiles
 - `gradient`: the dense gradient at some positions; `ranking`: the largest of very many scores, tile by tile
 - `slices`, `small_batch`, `bitmasked`: inference with 1 to 16 samples, each with a layout of its own

@@ -21,6 +21,11 @@ def block_shape(shape: tuple[int, int, int, int]) -> tuple[int, int, int, int, i
     return -(-images // VECTOR), rows, channels, columns, VECTOR
 
 
+def size_of(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of images, in PyTorch's order or in blocks."""
+    return (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
+
+
 def block(x: Tensor) -> Tensor:
     """Images `[images, channels, rows, columns]` (float32, CPU) in blocks."""
     x = x.contiguous()

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import native, reference
-from openwork.kernels.conv import (
-    PreparedConv,
-    check_conv,
-    convolution_of,
-    multiply,
-    multiply_into,
-    numbers_of,
-)
-from openwork.kernels.planes import geometry
+from openwork.kernels.blocked import size_of
+from openwork.kernels.conv import PreparedConv, check_conv
+from openwork.kernels.conv_operators import convolution_of, numbers_of
+from openwork.kernels.conv_product import Bound, aligned, bound_product, multiply
+from openwork.kernels.planes import Geometry, geometry
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
@@ -53,6 +49,56 @@ class FrozenConv:
         if key not in self.words:
             self.words[key] = _woven(self, size, blocked)
         return self.words[key]
+
+    def into(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> None:
+        """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
+
+        Nothing is checked: shapes were when the network was packed.
+
+        Args:
+            x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side here.
+            y: overwritten; [images, out, rows, columns] or in blocks, as x.
+            images: how many there are.
+            bias: [out].
+            carried: like y, and may be y: a shortcut around the convolution.
+            activation: one of `linear.ACTIVATIONS`.
+        """
+        laid = self._laid(x, y)
+        self.bind(aligned(x, laid), y, images, bias, carried, activation)()
+
+    def bind(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> Bound:
+        """What `into` calls, to be called again: x is aligned to 64 bytes, as new tensors are."""
+        laid, blocked = self._laid(x, y), x.dim() == 5 or y.dim() == 5
+        words = self.words_for(size_of(x), blocked=blocked)
+        walk = self.prepared.walk
+        return bound_product(
+            x, y, images, laid, walk, words=words, bias=bias, carried=carried, activation=activation
+        )
+
+    def _laid(self, x: Tensor, y: Tensor) -> Geometry:
+        blocked = x.dim() == 5 or y.dim() == 5
+        return geometry(self.prepared.convolution, size_of(x), grouped=self.grouped, blocked=blocked)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return sum(t.nbytes for t in (self.values, *self.words.values(), *self.prepared.walk))
 
 
 def freeze_conv(values: Tensor, prepared: PreparedConv, *, grouped: bool) -> FrozenConv:
@@ -91,44 +137,6 @@ def frozen_conv(
         x, words, bias, frozen.prepared.walk, numbers_of(convolution), frozen.grouped, activation
     )
     return y
-
-
-def frozen_conv_into(
-    x: Tensor,
-    y: Tensor,
-    images: int,
-    frozen: FrozenConv,
-    bias: Tensor | None = None,
-    carried: Tensor | None = None,
-    activation: str = "none",
-) -> None:
-    """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
-
-    Nothing is checked: shapes were when the network was packed.
-
-    Args:
-        x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side in `frozen`.
-        y: overwritten; [images, out, rows, columns] or in blocks, as x.
-        images: how many there are.
-        frozen: the convolution.
-        bias: [out].
-        carried: like y, and may be y: a shortcut around the convolution.
-        activation: one of `linear.ACTIVATIONS`.
-    """
-    blocked = x.dim() == 5 or y.dim() == 5
-    size = (x.shape[1], x.shape[3]) if x.dim() == 5 else (x.shape[2], x.shape[3])
-    laid = geometry(frozen.prepared.convolution, size, grouped=frozen.grouped, blocked=blocked)
-    multiply_into(
-        x,
-        y,
-        images,
-        laid,
-        frozen.prepared.walk,
-        words=frozen.words_for(size, blocked=blocked),
-        bias=bias,
-        carried=carried,
-        activation=activation,
-    )
 
 
 def _woven(frozen: FrozenConv, size: tuple[int, int], blocked: bool) -> Tensor:

@@ -102,6 +102,7 @@ class Geometry:
     band: int
     tile: int
     grouped: bool
+    as_is: bool
 
     @cached_property
     def numbers(self) -> Tensor:
@@ -129,10 +130,15 @@ def geometry(
     """
     kernel, stride, padding = convolution.kernel, convolution.stride, convolution.padding
     (height, width), (rows, columns) = size, convolution.size(*size)
+    as_is = False
     if kernel == (1, 1) == stride and padding == (0, 0) and not blocked:
         # Every pixel for itself: an image of any shape will do, so take one that tiles divide.
         pixels = height * width
-        width = columns = _tile(pixels) if grouped else 4 * VECTOR
+        tiles = [] if grouped else [tile * VECTOR for tile in TILES if pixels % (tile * VECTOR) == 0]
+        as_is = bool(tiles)
+        width = columns = (
+            _tile(pixels) if grouped else max(tiles, default=_tile(-(-pixels // VECTOR)) * VECTOR)
+        )
         height = rows = -(-pixels // width)
         into = Side(convolution.inputs, height, width, pixels)
         out = Side(convolution.outputs, height, width, pixels)
@@ -154,7 +160,7 @@ def geometry(
         in_vectors = (out_vectors + reach[1]) * into.column_phases
     else:
         out_vectors = -(-grid[1] // VECTOR)
-        tile = _tile(grid[0] * out_vectors)
+        tile = out_vectors if as_is else _tile(grid[0] * out_vectors)
         in_vectors = out_vectors * (reach[1] + 1 if backwards else kernel[1])
     # Bands overlap by the reach of the kernel, which is packed again for each.
     in_row = 4 * VECTOR * into.channels * into.row_phases * in_vectors
@@ -162,7 +168,7 @@ def geometry(
     band = (BAND_BYTES - reach[0] * in_row) // (in_row + out_row)
     band = min(grid[0], max(band, 2 * reach[0], 1))
     band = -(-grid[0] // -(-grid[0] // band))
-    return Geometry(into, out, kernel, stride, backwards, first, grid, band, tile, grouped)
+    return Geometry(into, out, kernel, stride, backwards, first, grid, band, tile, grouped, as_is)
 
 
 def into_grid(pixel: tuple[int, int], side: Side) -> tuple[int, int]:

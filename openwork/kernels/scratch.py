@@ -33,7 +33,7 @@ PART_PADDING = 16
 
 @dataclass(frozen=True)
 class Scratch:
-    """Bytes asked for each of the buffers. `own` and `own_weights` are those of every thread, the others of the one that leads."""
+    """Bytes asked for each of the buffers: `own` and `own_weights` by every thread, the others by the one that leads."""
 
     own: int = 0
     shared: int = 0

@@ -14,14 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from openwork.kernels import native
+from openwork.kernels.block_conv import HEIGHTS, BlockConv, block_conv, freeze_blocks
 from openwork.kernels.conv import Convolution, prepare_conv
 from openwork.kernels.frozen_conv import FrozenConv, freeze_conv, frozen_conv
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import activated
 from openwork.layouts.reordered import Reordered
+from openwork.layouts.row_blocks import DENSEST, height
 
 Size = tuple[int, int, int]
 """Images in a call, and their rows and columns."""
+
+Frozen = FrozenConv | BlockConv
+"""Kept weights that no longer change, as the kernels hold them."""
 
 
 class ConvLayout(ABC):
@@ -37,7 +42,7 @@ class ConvLayout(ABC):
 
     @classmethod
     @abstractmethod
-    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
         """Why this layout cannot serve such images; None where it can."""
 
     @classmethod
@@ -65,7 +70,7 @@ class TorchConv(ConvLayout):
         self.convolution, self.weight = convolution, weight
 
     @classmethod
-    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
         return None
 
     @classmethod
@@ -101,7 +106,7 @@ class OneDNNConv(Reordered, ConvLayout):
         self.weight = self.reordered(weight)
 
     @classmethod
-    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
         if not (
             torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
         ):
@@ -158,11 +163,11 @@ class PixelsConv(ConvLayout):
     dense: ClassVar[bool] = False
     grouped: ClassVar[bool] = False
 
-    def __init__(self, frozen: FrozenConv) -> None:
+    def __init__(self, frozen: Frozen) -> None:
         self.frozen = frozen
 
     @classmethod
-    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
         if values.dtype != torch.float32 or values.device.type != "cpu":
             return f"it computes float32 on the CPU, not {values.dtype} on {values.device.type}"
         return None if native.enabled() else "the native kernels are turned off"
@@ -173,13 +178,13 @@ class PixelsConv(ConvLayout):
         return cls(freeze_conv(values, prepared, grouped=cls.grouped))
 
     def conv(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        if isinstance(self.frozen, BlockConv):
+            return block_conv(x, self.frozen, bias, activation)
         return frozen_conv(x, self.frozen, bias, activation)
 
     @property
     def nbytes(self) -> int:
-        frozen = self.frozen
-        tensors = [frozen.values, *frozen.words.values(), *frozen.prepared.walk]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return self.frozen.nbytes
 
 
 class ImagesConv(PixelsConv):
@@ -189,13 +194,51 @@ class ImagesConv(PixelsConv):
     grouped: ClassVar[bool] = True
 
     @classmethod
-    def unsuited(cls, convolution: Convolution, values: Tensor, size: Size) -> str | None:
-        return cls.unsuited_images(size[0]) or super().unsuited(convolution, values, size)
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
+        return cls.unsuited_images(size[0]) or super().unsuited(convolution, topology, values, size)
 
     @staticmethod
     def unsuited_images(images: int) -> str | None:
         """Why it cannot serve so many images; None where it can."""
         return f"it computes 16 images at a time, and there are {images}" if images < 6 else None
+
+
+class BlockPixelsConv(PixelsConv):
+    """2, 4 or 8 consecutive output channels share one list of taps; 16 neighbouring pixels are computed side by side.
+
+    The row blocks (:mod:`openwork.layouts.row_blocks`) of convolutions, with what is said there about zeros.
+    """
+
+    name: ClassVar[str] = "row blocks pixels"
+
+    @classmethod
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
+        if wrong := super().unsuited(convolution, topology, values, size):
+            return wrong
+        return (
+            None
+            if sharing_channels(topology)
+            else "its output channels do not share their taps in blocks of 2 or more"
+        )
+
+    @classmethod
+    def build(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> Self:
+        high = (
+            sharing_channels(topology) or HEIGHTS[-1]
+        )  # another state may be loaded, of another topology: then with zeros
+        return cls(freeze_blocks(topology.crow, topology.col, values, convolution, high, grouped=cls.grouped))
+
+
+class BlockImagesConv(BlockPixelsConv):
+    """The same, 16 images side by side. For batches."""
+
+    name: ClassVar[str] = "row blocks images"
+    grouped: ClassVar[bool] = True
+
+    @classmethod
+    def unsuited(cls, convolution: Convolution, topology: CSR, values: Tensor, size: Size) -> str | None:
+        wrong = ImagesConv.unsuited_images(size[0])
+        return wrong or super().unsuited(convolution, topology, values, size)
 
 
 CONV_LAYOUTS: tuple[type[ConvLayout], ...] = (
@@ -205,5 +248,21 @@ CONV_LAYOUTS: tuple[type[ConvLayout], ...] = (
     ChannelsLastOneDNNConv,
     PixelsConv,
     ImagesConv,
+    BlockPixelsConv,
+    BlockImagesConv,
 )
 """All layouts of convolutions, sparse and dense."""
+
+
+def sharing_channels(topology: CSR) -> int | None:
+    """How many consecutive output channels share their taps, if they do and dense kernels are slower."""
+    worth = topology.kept and topology.density <= DENSEST
+    return height(topology, HEIGHTS) if worth else None
+
+
+def frozen_weights(convolution: Convolution, topology: CSR, values: Tensor, *, grouped: bool) -> Frozen:
+    """Kept weights for 16 images side by side, or 16 pixels: in blocks of output channels where they have them."""
+    if high := sharing_channels(topology):
+        return freeze_blocks(topology.crow, topology.col, values, convolution, high, grouped=grouped)
+    prepared = prepare_conv(topology.crow.clone(), topology.col.clone(), convolution, "weight")
+    return freeze_conv(values, prepared, grouped=grouped)

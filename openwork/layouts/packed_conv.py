@@ -55,16 +55,22 @@ def folded(weights: Weights, norm: nn.BatchNorm2d | None) -> Weights:
     """The weights of a convolution that does the work of ``norm`` as well."""
     if norm is None:
         return weights
+    topology, values, bias = weights
+    scale, shift = scale_and_shift(norm, bias)
+    return topology, values * scale[topology.rows()].to(values.dtype), shift.to(values.dtype)
+
+
+def scale_and_shift(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What ``norm`` multiplies each output of a convolution with ``bias`` by, and what it adds to it then."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    topology, values, bias = weights
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.detach()
     shift = -norm.running_mean * scale if bias is None else (bias - norm.running_mean) * scale
     if norm.bias is not None:
         shift = shift + norm.bias.detach()
-    return topology, values * scale[topology.rows()].to(values.dtype), shift.to(values.dtype)
+    return scale, shift
 
 
 class PackedConv:

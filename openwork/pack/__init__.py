@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from openwork.layouts.packed import DenseLinear, PackedLinear
-from openwork.layouts.packed_conv import FoldedBatchNorm2d, PackedConv
+from openwork.layouts.packed_conv import FoldedBatchNorm2d
 from openwork.pack.agreement import TOLERANCE, check_agreement
 from openwork.pack.behind import Behind, behind
 from openwork.pack.chains import chain_where_faster_
-from openwork.pack.choice import MARGIN
+from openwork.pack.compiled import PACKED, dense_copy, race_compiled
 from openwork.pack.contests import Contests
-from openwork.pack.decisions import Chained, Decision, Decisions, Together, Whole
+from openwork.pack.decisions import MARGIN, Chained, Compiled, Decision, Decisions, Together, Whole
 from openwork.pack.linear import Chosen, contest
 from openwork.pack.memory import Memory
 from openwork.pack.observed import observed, readers, samples_of
@@ -33,9 +32,7 @@ from openwork.pack.whole import layer_by_layer_, run_whole_
 from openwork.progress import track
 from openwork.scores import run
 
-__all__ = ["MARGIN", "Chained", "Decision", "Decisions", "Together", "Whole", "contest", "pack_"]
-
-PACKED = (PackedLinear, DenseLinear, PackedConv)
+__all__ = ["MARGIN", "Chained", "Compiled", "Decision", "Decisions", "Together", "Whole", "contest", "pack_"]
 
 Change = tuple[str, nn.Module, nn.Module]
 """A module's name, what it was and what takes its place."""
@@ -50,6 +47,7 @@ def pack_(
     weight_dtype: torch.dtype = torch.float32,
     seconds: float = 0.2,
     cache: bool = True,
+    compiled: bool = False,
 ) -> Decisions:
     """Replace the linear layers and convolutions of ``model`` by the fastest form of each on this machine, in place.
 
@@ -68,18 +66,24 @@ def pack_(
             are. A model whose weights are bfloat16 needs no leave to compute in bfloat16.
         seconds: to spend on measuring each layer at each size.
         cache: remember choices for this machine (in ``$OPENWORK_CACHE``, or the user's cache folder).
+        compiled: time the dense model under ``torch.compile`` as well, and say which is faster (:attr:`Decisions.compiled`). That
+            takes tens of seconds, a second copy of the weights, and a C++ compiler; what ``torch.compile`` made before in this
+            process is made anew at its next call. It changes nothing about what is packed: a compiled model is another object,
+            which is yours to keep. Without it the promise is made against dense kernels called layer after layer.
 
     Returns:
         The table of choices.
 
     Raises:
         TypeError: weights cannot be rounded to ``weight_dtype``.
-        ValueError: the model calls no linear layer and no convolution on ``example_inputs``.
+        ValueError: the model calls no linear layer and no convolution on ``example_inputs``; or ``compiled`` is asked of one
+            that was packed before.
         RuntimeError: a packed layer changed the outputs by more than rounding; the model is as it was.
     """
     if weight_dtype not in TOLERANCE:
         known = ", ".join(map(str, TOLERANCE))
         raise TypeError(f"weights of packed layers are stored as one of {known}, not {weight_dtype}")
+    dense = dense_copy(model) if compiled else None
     model.eval()
     layer_by_layer_(model)
     expected, uses = observed(model, example_inputs)
@@ -130,7 +134,8 @@ def pack_(
     whole = run_whole_(model, example_inputs, batches or [samples], seconds, memory)
     if memory is not None:
         memory.write()
-    return Decisions(tuple(decisions), whole, together, chained)
+    raced = () if dense is None else race_compiled(dense, model, example_inputs, batches, seconds)
+    return Decisions(tuple(decisions), whole, together, chained, raced)
 
 
 def _behind(layer: nn.Module, found: Behind | None) -> Behind:

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from openwork.layouts.chain import Chain, chain_, unchain_
-from openwork.pack.choice import MARGIN
-from openwork.pack.decisions import Chained
+from openwork.pack.decisions import MARGIN, Chained
 from openwork.pack.lines import lines, straighten_, unstraighten_
 from openwork.scores import run
 from openwork.timing import latencies

@@ -12,12 +12,9 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from openwork.layouts.csr import CSR
-from openwork.pack.decisions import Decision
+from openwork.pack.decisions import MARGIN, Decision
 from openwork.pack.memory import Memory
 from openwork.timing import Latency, race
-
-MARGIN = 1.05
-"""How many times faster a kernel must be before it takes a layer's place: less could be noise."""
 
 ORIGINAL = "dense"
 """The name of what torch does by itself."""

@@ -25,7 +25,9 @@ class ConvTrial(Trial[ConvLayout]):
         self.convolution, self.size, self.batch = convolution, size, size[0]
         self.topology, self.values, self.bias = weights
         self.shape = (convolution.outputs, convolution.inputs, *convolution.kernel)
-        suited = [cls for cls in CONV_LAYOUTS if cls.unsuited(convolution, self.values, size) is None]
+        suited = [
+            cls for cls in CONV_LAYOUTS if cls.unsuited(convolution, self.topology, self.values, size) is None
+        ]
         self.suited = {cls.name: cls for cls in suited}
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(size[0], convolution.inputs, *size[1:], generator=generator)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from openwork.tables import table
 
+MARGIN = 1.05
+"""How many times faster a kernel must be before it takes a layer's place: less could be noise."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -70,6 +73,39 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """What was measured for the dense model under ``torch.compile``, at one size of batch.
+
+    Attributes:
+        batch: samples in a call.
+        compiled_ms: milliseconds of the dense model as the compiler makes it fastest; None where it could not.
+        packed_ms: milliseconds of the packed model beside it.
+        failed: why the compiler could not.
+    """
+
+    batch: int
+    compiled_ms: float | None
+    packed_ms: float | None
+    failed: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster the packed model is; below one, the compiled dense model is faster."""
+        return self.compiled_ms / self.packed_ms if self.compiled_ms and self.packed_ms else math.nan
+
+    def __str__(self) -> str:
+        at = f"torch.compile, batch {self.batch}:"
+        if self.compiled_ms is None or self.packed_ms is None:
+            return f"{at} it could not compile the dense model ({self.failed})"
+        times = f"{self.compiled_ms:.3f} ms for the dense model, {self.packed_ms:.3f} ms packed"
+        if self.ratio > MARGIN:
+            return f"{at} {times}: packed is {self.ratio:.2f} times as fast"
+        if self.ratio * MARGIN >= 1.0:
+            return f"{at} {times}: about the same"
+        return f"{at} {times}: THE COMPILED DENSE MODEL IS {1 / self.ratio:.2f} TIMES AS FAST: compile it rather than pack it"
+
+
+@dataclass(frozen=True)
 class Together:
     """What was measured for layers that read the same tensor, at one size of batch.
 
@@ -115,14 +151,15 @@ class Chained:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What :func:`pack_` chose, layer by layer, for the network as a whole, for layers that read the same tensor, and for chains.
-    Print it, or iterate over its rows.
+    """What :func:`pack_` chose, layer by layer, for the network as a whole, for layers that read the same tensor, and for chains;
+    and how the dense model does under ``torch.compile``, if that was asked for. Print it, or iterate over its rows.
     """
 
     rows: tuple[Decision, ...]
     whole: tuple[Whole, ...] = ()
     together: tuple[Together, ...] = ()
     chained: Chained | None = None
+    compiled: tuple[Compiled, ...] = ()
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self.rows)
@@ -152,5 +189,5 @@ class Decisions:
             f"{busy} of {len(self.rows)} choices were made while other processes kept the cores busy: pack again when it is calm"
         ]
         chained = [] if self.chained is None else [self.chained]
-        told = [str(one) for one in (*self.together, *chained, *self.whole)]
+        told = [str(one) for one in (*self.together, *chained, *self.whole, *self.compiled)]
         return "\n".join([*table(header, lines), *told, *(note if busy else [])])

@@ -26,7 +26,7 @@ from openwork.pack.operators import (
     out_of_blocks,
 )
 from openwork.pack.places import Attribute, Method, Place
-from openwork.pack.steps import Blocked, Conv, Plain, Pool, Step
+from openwork.pack.steps import Blocked, Conv, Depthwise, Plain, Pool, Step, is_depthwise
 
 
 def traced(model: nn.Module, x: Tensor) -> fx.Graph | None:
@@ -112,13 +112,17 @@ class Reader:
         grouped, (source, *_) = self.layers[one.layer], one.node.args
         assert isinstance(source, fx.Node)
         blocked = grouped and any(self._takes_blocks(user) for user in one.last.users)
-        x = self._blocked_at[source] if grouped and source in self._blocked_at else self._plain(source)
+        kind: type[Conv] = Depthwise if is_depthwise(one.layer) else Conv
+        if kind is Depthwise:  # inputs and outputs are in the same order
+            x = self._blocked(source) if blocked else self._plain(source)
+        else:
+            x = self._blocked_at[source] if grouped and source in self._blocked_at else self._plain(source)
         carried = None
         if one.carried is not None:
             carried = self._blocked(one.carried) if blocked else self._plain(one.carried)
         to = self._place(one.last, blocked=blocked)
         shape = one.last.meta["shape"]
-        step = Conv(to, shape, blocked, one.layer, one.norm, grouped, x, carried, one.activation)
+        step = kind(to, shape, blocked, one.layer, one.norm, grouped, x, carried, one.activation)
         self.steps.append(step)
 
     def _takes_blocks(self, node: fx.Node) -> bool:

@@ -8,12 +8,14 @@ inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openwork.kernels import native
 from openwork.kernels.blocked import block_shape
 from openwork.pack.graph import Reader, traced
 from openwork.pack.places import Values, filled, places
@@ -21,6 +23,19 @@ from openwork.pack.steps import Conv, Plain, Step
 
 SIZES_KEPT = 4
 """Numbers of images for which memory is kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Memory for what is computed on the way.
+
+    Attributes:
+        values: where results go; None where a call brings the memory along.
+        calls: for each step a call that is ready to compute in this memory, or None.
+    """
+
+    values: Values
+    calls: list[Callable[[], None] | None]
 
 
 class Network:
@@ -43,7 +58,7 @@ class Network:
         modules = [m for step in convolutions for m in (step.layer, step.norm) if m is not None]
         self._state = [held for m in modules for held in (m._parameters, m._buffers)]
         self._written = self._versions()
-        self._idle: dict[int, list[Values]] = {}
+        self._idle: dict[tuple[int, int], list[Room]] = {}
         self._hold()
 
     @classmethod
@@ -73,18 +88,26 @@ class Network:
             self._hold()
             self._written = written
         images = x.shape[0]
-        idle = self._idle.setdefault(images, [])
+        key = images, native.threads(native.SERIAL_WORK)  # calls that are ready say how many threads
+        idle = self._idle.setdefault(key, [])
         if len(self._idle) > SIZES_KEPT:
             del self._idle[next(iter(self._idle))]
-        memory = idle.pop() if idle else self._memory(images)
-        values = list(memory)
+        room = idle.pop() if idle else self._room(images)
+        values = list(room.values)
         values[0] = x
-        for step in self.steps:
+        for step, call in zip(self.steps, room.calls, strict=True):
+            if call is not None:
+                call()
+                continue
             if values[step.to] is None and step.owned:
-                values[step.to] = self._room(step, images)
+                values[step.to] = torch.empty(self._shape(step, images))
             step.run(values, images)
-        idle.append(memory)
+        idle.append(room)
         return filled(self.outputs, values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, and what is saved, get memory of their own."""
+        return {**vars(self), "_idle": {}}
 
     def fits(self, x: Any) -> bool:
         """Whether the network computes what the model would."""
@@ -101,6 +124,7 @@ class Network:
 
     def _hold(self) -> None:
         self._called = [m for m in self.model.modules() if m is not self.model]
+        self._idle = {}  # calls that are ready compute with the weights of before
         for step in self.steps:
             if isinstance(step, Conv):
                 step.hold()
@@ -108,7 +132,10 @@ class Network:
     def _versions(self) -> list[tuple[int, int]]:
         """How often each tensor was written to that a convolution computes with."""
         tensors = [t for held in self._state for t in held.values() if t is not None]
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        try:
+            return [(t.data_ptr(), t._version) for t in tensors]
+        except RuntimeError:  # tensors made in inference mode are never written to
+            return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
     # Memory.
 
@@ -143,8 +170,9 @@ class Network:
             free += [room.pop(at) for at in dead]
         return values
 
-    def _room(self, step: Step, images: int) -> Tensor:
-        return torch.empty(self._shape(step, images))
+    def _room(self, images: int) -> Room:
+        values = self._memory(images)
+        return Room(values, [step.bind(values, images) for step in self.steps])
 
     @staticmethod
     def _shape(step: Step, images: int) -> torch.Size:

@@ -15,8 +15,8 @@ from openwork.layouts.dense import TorchDense, activated
 from openwork.layouts.layout import Layout
 from openwork.layouts.packed import Dispatch
 from openwork.layouts.siblings import Sibling, Siblings, stacked
-from openwork.pack.choice import MARGIN, choose
-from openwork.pack.decisions import Together
+from openwork.pack.choice import choose
+from openwork.pack.decisions import MARGIN, Together
 from openwork.pack.linear import Chosen, LinearTrial
 from openwork.pack.memory import Memory
 from openwork.timing import latencies

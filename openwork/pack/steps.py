@@ -13,12 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from openwork.kernels.blocked import Pair, pool
-from openwork.kernels.conv import Convolution, prepare_conv
-from openwork.kernels.frozen_conv import FrozenConv, freeze_conv, frozen_conv_into
+from openwork.kernels.conv import Convolution
+from openwork.kernels.conv_product import Bound
+from openwork.kernels.depthwise import bind_depthwise
 from openwork.layouts.conv import convolution_of
-from openwork.layouts.conv_layout import PixelsConv
+from openwork.layouts.conv_layout import Frozen, PixelsConv, frozen_weights
 from openwork.layouts.csr import CSR
-from openwork.layouts.packed_conv import PackedConv, Weights, connections_of, folded
+from openwork.layouts.packed_conv import PackedConv, Weights, connections_of, folded, scale_and_shift
 from openwork.pack.places import Values, filled, places
 
 
@@ -47,6 +48,10 @@ class Step:
         """Compute it, for so many images."""
         raise NotImplementedError
 
+    def bind(self, values: Values, images: int) -> Callable[[], None] | None:
+        """A call that does the same in this memory, again and again; None where some of the memory is not there yet."""
+        return None
+
 
 @dataclass(eq=False)
 class Conv(Step):
@@ -68,13 +73,12 @@ class Conv(Step):
         convolution, (topology, values, self.bias) = computed(self.layer, self.norm)
         self.frozen = self._held(convolution, topology, values)
 
-    def _held(self, convolution: Convolution, topology: CSR, values: Tensor) -> FrozenConv:
+    def _held(self, convolution: Convolution, topology: CSR, values: Tensor) -> Frozen:
         # What the layer holds for itself will do, where it is of the same kind.
         for held in self.layer.by_images.values() if isinstance(self.layer, PackedConv) else ():
             if isinstance(held, PixelsConv) and held.grouped == self.grouped:
                 return held.frozen
-        prepared = prepare_conv(topology.crow.clone(), topology.col.clone(), convolution, "weight")
-        return freeze_conv(values, prepared, grouped=self.grouped)
+        return frozen_weights(convolution, topology, values, grouped=self.grouped)
 
     def reads(self) -> list[int]:
         return [self.x] if self.carried is None else [self.x, self.carried]
@@ -82,7 +86,43 @@ class Conv(Step):
     def run(self, values: Values, images: int) -> None:
         carried = None if self.carried is None else values[self.carried].contiguous()
         x = values[self.x].contiguous()
-        frozen_conv_into(x, values[self.to], images, self.frozen, self.bias, carried, self.activation)
+        self.frozen.into(x, values[self.to], images, self.bias, carried, self.activation)
+
+    def bind(self, values: Values, images: int) -> Callable[[], None] | None:
+        carried = None if self.carried is None else values[self.carried]
+        x, y = values[self.x], values[self.to]
+        if x is None or y is None or (carried is None) != (self.carried is None):
+            return None
+        return self._bound(x, y, images, carried)
+
+    def _bound(self, x: Tensor, y: Tensor, images: int, carried: Tensor | None) -> Bound:
+        return self.frozen.bind(x, y, images, self.bias, carried, self.activation)
+
+
+@dataclass(eq=False)
+class Depthwise(Conv):
+    """A convolution that keeps channels apart: each output channel sees one input channel."""
+
+    def hold(self) -> None:
+        """Take the weights that the layer has now."""
+        layer, norm = self.layer, self.norm
+        self.convolution, self.weight = convolution_of(layer), layer.weight.detach().contiguous()
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        if norm is not None:
+            scale, self.bias = scale_and_shift(norm, self.bias)
+            self.weight = self.weight * scale[:, None, None, None]
+
+    def run(self, values: Values, images: int) -> None:
+        carried = None if self.carried is None else values[self.carried].contiguous()
+        self._bound(values[self.x].contiguous(), values[self.to], images, carried)()
+
+    def _bound(self, x: Tensor, y: Tensor, images: int, carried: Tensor | None) -> Bound:
+        return bind_depthwise(x, y, self.weight, self.convolution, self.bias, carried, self.activation)
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether there is a group for each input channel, and more than one."""
+    return conv.groups == conv.in_channels > 1
 
 
 @dataclass(eq=False)

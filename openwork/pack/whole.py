@@ -16,10 +16,10 @@ from openwork.kernels import native
 from openwork.layouts.conv import unsuited
 from openwork.layouts.conv_layout import ImagesConv, PixelsConv
 from openwork.layouts.packed_conv import PackedConv, PackedConv2d
-from openwork.pack.choice import MARGIN
-from openwork.pack.decisions import Whole
+from openwork.pack.decisions import MARGIN, Whole
 from openwork.pack.memory import Memory
 from openwork.pack.network import Network, Runner
+from openwork.pack.steps import is_depthwise
 from openwork.progress import track
 from openwork.timing import race
 
@@ -115,8 +115,9 @@ def _forms(model: nn.Module, x: Tensor) -> dict[str, Mapping[nn.Module, bool]]:
     measured: dict[nn.Module, bool] = {m: f.grouped for m, f in forms.items() if isinstance(f, PixelsConv)}
     blocks = ImagesConv.unsuited_images(x.shape[0]) is None
     how = "in blocks" if blocks else "in pixels"
+    depthwise = [m for m in thin if is_depthwise(m)]
     return {
-        "layers as measured": measured,
+        "layers as measured": measured | dict.fromkeys(depthwise, blocks),
         f"sparse convolutions {how}": dict.fromkeys([*sparse, *thin], blocks),
         f"all convolutions {how}": dict.fromkeys(convolutions, blocks),
     }

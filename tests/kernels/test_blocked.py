@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from openwork.kernels.blocked import block, block_shape, pixel_mean, pool, unblock
 from openwork.kernels.conv import Convolution, prepare_conv
-from openwork.kernels.frozen_conv import FrozenConv, freeze_conv, frozen_conv_into
+from openwork.kernels.frozen_conv import FrozenConv, freeze_conv
 from openwork.layouts.csr import CSR
 
 CASES = [
@@ -62,11 +62,11 @@ def test_convolutions(
     expected = F.relu(F.conv2d(x, weight, bias, c.stride, c.padding) + carried)
     from_blocks, to_blocks = (form == "blocks" for form in forms.split(" to "))
     y = block(carried) if to_blocks else carried.clone()
-    frozen_conv_into(block(x) if from_blocks else x, y, count, frozen, bias, y, "relu")  # in place
+    frozen.into(block(x) if from_blocks else x, y, count, bias, y, "relu")  # in place
     torch.testing.assert_close(unblock(y, count) if to_blocks else y, expected, rtol=1e-4, atol=1e-4)
     elsewhere = torch.full_like(y, torch.nan)
     again = block(carried) if to_blocks else carried
-    frozen_conv_into(block(x) if from_blocks else x, elsewhere, count, frozen, bias, again, "relu")
+    frozen.into(block(x) if from_blocks else x, elsewhere, count, bias, again, "relu")
     assert torch.equal(elsewhere, y)
 
 
@@ -76,7 +76,7 @@ def test_pixels_carry_too(level: str, convolution: Convolution, size: tuple[int,
     c, x = convolution, images(3, convolution.inputs, size)
     carried = images(3, c.outputs, c.size(*size))
     y = torch.empty_like(carried)
-    frozen_conv_into(x, y, 3, frozen, None, carried)
+    frozen.into(x, y, 3, None, carried)
     expected = F.conv2d(x, weight, None, c.stride, c.padding) + carried
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -90,7 +90,7 @@ def test_large_outputs_and_any_number_of_threads_give_the_same_bits(level: str) 
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         y = torch.full(block_shape((count, 40, *size)), torch.nan)
-        frozen_conv_into(x, y, count, frozen)
+        frozen.into(x, y, count)
         results.append(y)
     torch.set_num_threads(before)
     assert results[0].nbytes > 16 << 20

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from openwork.kernels import conv, conv_index, native, planes
+from openwork.kernels import conv_index, conv_operators, native, planes
 from openwork.kernels.conv import Convolution, PreparedConv, conv_weight_gradient, prepare_conv, sparse_conv
 from openwork.kernels.linear import ACTIVATIONS
 from tests.kernels.test_linear import DENSE_ACTIVATION
@@ -22,7 +22,7 @@ PADDINGS = st.tuples(st.integers(0, 2), st.integers(0, 3))
 def layout(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "group", lambda *_: name == "grouped")
+        patch.setattr(conv_operators, "group", lambda *_: name == "grouped")
         yield name
 
 

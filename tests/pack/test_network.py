@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import openwork as ow
+from openwork.kernels.block_conv import BlockConv
 from openwork.layouts.packed_conv import PackedConv2d
 from openwork.pack import choice, operators, pack_, whole
 from openwork.pack.network import Network, Runner
-from openwork.pack.steps import Blocked, Conv
+from openwork.pack.steps import Blocked, Conv, Depthwise
 from openwork.tasks.resnet import resnet20
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mkldnn.*")
@@ -72,6 +73,25 @@ class Around(nn.Module):
         return self.three(x + self.two(x))
 
 
+class Separable(nn.Module):
+    """Convolutions that keep channels apart, with a norm, a shortcut or nothing behind them, and 1 x 1 ones between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.thin, self.norm = (
+            nn.Conv2d(3, 6, 3, 2),
+            nn.Conv2d(6, 6, 3, 1, 1, groups=6),
+            nn.BatchNorm2d(6),
+        )
+        self.mix, self.more = nn.Conv2d(6, 10, 1), nn.Conv2d(10, 20, 5, 2, 2, groups=10, bias=False)
+        self.last, self.around = nn.Conv2d(20, 9, 1), nn.Conv2d(9, 9, (3, 1), padding=(1, 0), groups=9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.thin(F.relu(self.stem(x)))))
+        x = self.last(F.relu(self.more(F.relu(self.mix(x)))))
+        return F.relu(self.around(x) + x).mean((2, 3))
+
+
 def sparse(model: nn.Module, sparsity: float = 0.8) -> nn.Module:
     """In evaluation mode, with random weights and statistics, of which most are zero in convolutions."""
     generator = torch.Generator().manual_seed(2)
@@ -108,7 +128,7 @@ FORMS = ["layers as measured", "sparse convolutions in blocks", "all convolution
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("images", [16, 17, 7])
-@pytest.mark.parametrize("build", [Everything, Shortcuts, Around, resnet20])
+@pytest.mark.parametrize("build", [Everything, Shortcuts, Around, Separable, resnet20])
 @torch.no_grad()
 def test_networks_compute_the_model_before(
     build: Callable[[], nn.Module], images: int, form: str, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +159,45 @@ def test_networks_compute_the_model_before(
     assert set(keys) - set(model.state_dict()) == {
         f"{name}.weight" for name, m in model.named_modules() if isinstance(m, PackedConv2d)
     }
+
+
+@pytest.mark.parametrize("images", [1, 16])
+@torch.no_grad()
+def test_convolutions_that_keep_channels_apart_take_over_what_is_behind_them(
+    images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefer(monkeypatch, "layers as measured")
+    model, x = sparse(Separable()), torch.randn(images, 3, 17, 21)
+    expected = model(x)
+    found = network(model, x)
+    assert [type(step) for step in found.steps if isinstance(step, Conv)].count(Depthwise) == 3
+    kept = {step.layer for step in found.steps if isinstance(step, Conv)}
+    assert model.norm not in {getattr(step, "call", None) for step in found.steps}
+    assert {model.thin, model.more, model.around} <= kept
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    model.norm.weight.mul_(2)  # another state is seen
+    torch.testing.assert_close(model(x), type(model).forward(model, x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("images", [1, 16])
+@torch.no_grad()
+def test_networks_hold_blocks_of_channels_as_blocks(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = "pixels" if images == 1 else "blocks"
+    prefer(monkeypatch, f"all convolutions in {how}")
+    monkeypatch.setattr(
+        choice.Trial,
+        "contest",
+        lambda trial, _: {form: _lasting(1.0 + (form != "dense")) for form in trial.forms()},
+    )
+    model, x = sparse(Shortcuts(), 0.0), torch.randn(images, 3, 16, 17)
+    generator = torch.Generator().manual_seed(1)
+    for conv, shape in ((model.one, (2, 3, 3, 3)), (model.two, (3, 8, 3, 3))):
+        mask = torch.rand(shape, generator=generator) < 0.3
+        conv.weight.mul_(mask.repeat_interleave(4, 0))
+    expected = model(x)
+    frozen = [step.frozen for step in network(model, x).steps if isinstance(step, Conv)]
+    assert [type(held) for held in frozen] == [BlockConv, BlockConv]
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def network(model: nn.Module, x: Tensor) -> Network:
