@@ -68,7 +68,12 @@ def test_what_follows_prunes_the_permuted_model_and_keeps_more_there():
 
 @pytest.mark.parametrize(
     ("make", "blocks"),
-    [(llama, "model.layers.*"), (phi3, "model.layers.*"), (bert, "encoder.layer.*.[dvkq]*[ey].weight"), (gpt2, "transformer.h.*.c_*.weight")],
+    [
+        (llama, "model.layers.*"),
+        (phi3, "model.layers.*"),
+        (bert, "encoder.layer.*.[dvkq]*[ey].weight"),
+        (gpt2, "transformer.h.*.c_*.weight"),
+    ],
     ids=["llama", "phi3", "bert", "gpt2"],
 )
 def test_transformers_compute_the_same(make, blocks):
