@@ -22,7 +22,7 @@ def seed_decides(trial: Trial) -> None:
     """The same seed gives the same bits, whatever the global random state, which is left alone."""
     outcomes = []
     for draws in (1, 5):
-        model, method = network(), trial.method()
+        model, method = trial.network(), trial.method()
         plant_zeros(model, method)
         with torch.random.fork_rng(devices=[]):
             torch.rand(draws)
@@ -43,8 +43,8 @@ def dtype_and_device_are_kept(trial: Trial) -> None:
         masks = require_exact(trial, method, model, f"in {dtype}").masks
         for name, t in model.state_dict().items():
             require(
-                (t.dtype, t.device) == described[name],
-                f"{name} was {described[name]}, is {(t.dtype, t.device)}",
+                (t.dtype, t.device) == described.get(name, (dtype, t.device)),
+                f"{name} was {described.get(name, dtype)}, is {(t.dtype, t.device)}",
             )
         for name, mask in masks.items():
             require(mask.dtype == torch.bool, f"the mask of {name} is {mask.dtype}")
@@ -55,7 +55,7 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     """Parameters outside the plan keep every bit, except for what the optimizer does to them; modes,
     gradients and ``requires_grad`` stay as they were.
     """
-    method = trial.method(exclude=("4.*",))
+    method = trial.method(exclude=(*trial.options.get("exclude", ()), "4.*"))
     model = network()
     plant_zeros(model, method)
     planned = plan(model, method)
