@@ -63,7 +63,7 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     require(not row.sparse, f"4.weight was excluded by name, and the plan says {row.why!r}")
     thinned = {row.name for row in planned.sparse}
     before = snapshot(model)
-    flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
+    flags = _flags(model)
     if isinstance(method, Training):
         attach(model, SGD(model.parameters(), lr=0.1), method).detach()
     else:
@@ -73,14 +73,22 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     require_same(
         before, snapshot(model), "of the parameters and buffers that are not thinned", but=may_change
     )
-    now = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
-    require(flags == now, "training modes or requires_grad have changed")
+    now = _flags(model)  # of what a method has added nothing is said
+    require(
+        all(now[name] == flag for name, flag in flags.items()), "training modes or requires_grad have changed"
+    )
     if isinstance(method, Training):
         model = network()
         plant_zeros(model, method)
         trial.work(method, model)  # the optimizer itself moves none of them, see `attached`
         buffers = {name for name, _ in model.named_buffers()}
         require_same(before, snapshot(model), "of the parameters that are not thinned", but=thinned | buffers)
+
+
+def _flags(model: nn.Module) -> dict[tuple[str, str], bool]:
+    """The mode of every module, and whether each parameter has gradients."""
+    modes = {("module", name): module.training for name, module in model.named_modules()}
+    return modes | {("parameter", name): p.requires_grad for name, p in model.named_parameters()}
 
 
 def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
