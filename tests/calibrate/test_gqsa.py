@@ -57,8 +57,8 @@ def test_kept_groups_can_make_up_for_the_dropped_ones() -> None:
 
 
 def test_groups_chosen_gradually_cost_less_and_are_held_in_the_same_layout() -> None:
-    """The same counts and pattern; GQSA's groups even with the best weights that they can have. Inputs that have much in common, as
-    those inside a trained network: then groups could stand in for each other, and go together.
+    """The same counts and pattern; GQSA's groups even with the best weights that they can have. Inputs that have much in common,
+    as those inside a trained network: then groups could stand in for each other, and go together.
     """
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(96, 32))
