@@ -75,6 +75,7 @@ REPAIRS = {
     "perp": ow.PERPBlocks(steps=50),
 }
 HALF = IntegerGrid(4, scales="float16")
+GRADUAL = ow.ALPS(sparsity=0.5, pattern="block 1x16")
 QUANTISED: dict[str, list[ow.Method]] = {
     "rtn int4 g128": [ow.RTN(grid="int4", group=128)],
     "gptq int4 g128": [ow.GPTQ(grid="int4", group=128)],
@@ -88,6 +89,13 @@ QUANTISED: dict[str, list[ow.Method]] = {
     "gqsa 50 %, gptq, straight through": [
         ow.GQSA(sparsity=0.5),
         ow.GPTQ(grid=HALF, group=16),
+        ow.StraightThrough(),
+    ],
+    "alps 50 % 1x16": [GRADUAL],
+    "alps 50 % 1x16, gptq": [GRADUAL, ow.GPTQ(grid=HALF, group=16, joint=False)],
+    "alps 50 % 1x16, gptq, straight through": [
+        GRADUAL,
+        ow.GPTQ(grid=HALF, group=16, joint=False),
         ow.StraightThrough(),
     ],
     "sparsegpt 50 %, gptq int4 g128": [ow.SparseGPT(sparsity=0.5), ow.GPTQ(grid="int4", group=128)],

@@ -8,6 +8,7 @@ is cached, and *prefill*, a whole context at once. Forms, each at every sparsity
 - `packed dense`: what `pack_` makes of the dense model, the fastest dense kernels there are here;
 - `unstructured`, `unstructured bfloat16`: any weight may go; packed, the second with leave to round weights;
 - `row blocks`: 16 outputs share their inputs (`block 16x1`); packed;
+- `codes int4`, `codes int8`: every weight a code, with scales in float16 for 128 inputs, and in float32 for a row;
 - `int4 groups`: groups of 16 inputs are absent or codes of 4 bits, as `ow.GQSA` makes them.
 
 Contenders of one sparsity take turns in one run, dense ones among them in every run.
@@ -30,6 +31,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import openwork as ow
 from openwork.compare.machine import machine
+from openwork.quantization import Group, nearest
+from openwork.quantization import grid as named
 from openwork.timing import latencies
 
 OUTSIDE = ("lm_head.*",)
@@ -78,6 +81,17 @@ def in_groups(dense: LlamaForCausalLM, sparsity: float) -> LlamaForCausalLM:
         if isinstance(module, nn.Linear) and name != "lm_head":
             parent, _, child = name.rpartition(".")
             layer = ow.GroupInt4Linear.from_dense(module.weight, bias=module.bias)
+            model.get_submodule(parent).register_module(child, layer)
+    return model
+
+
+def in_codes(dense: LlamaForCausalLM, grid: str, group: Group) -> LlamaForCausalLM:
+    """A copy with linear layers of codes, all weights kept."""
+    model = copy.deepcopy(dense)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            parent, _, child = name.rpartition(".")
+            layer = ow.QuantizedLinear(nearest(module.weight, named(grid), group), module.bias)
             model.get_submodule(parent).register_module(child, layer)
     return model
 
@@ -181,6 +195,8 @@ def main() -> None:
             "dense float32": base,
             "dense bfloat16": copy.deepcopy(base).bfloat16(),
             "packed dense": packed(copy.deepcopy(base), options.context),
+            "codes int4": in_codes(base, "int4-float16", 128),
+            "codes int8": in_codes(base, "int8", "row"),
         }
         dense = {form: Running(model, options.context) for form, model in forms.items()}
     found = []

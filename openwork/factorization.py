@@ -13,7 +13,7 @@ Functions of tensors, in float64 inside; nothing is changed in place.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -56,11 +56,13 @@ def truncated(weight: Tensor, rank: int) -> Factors:
 
 
 def nuclear_subgradient(matrix: Tensor) -> Tensor:
-    """``U V^T`` over the singular values that are not zero: a subgradient of their sum, ``<U V^T, W> = ||W||_*``."""
+    """``U V^T`` over the singular values that are not zero: a subgradient of their sum, ``<U V^T, W> = ||W||_*``. Of several
+    matrices ``[..., rows, columns]`` one each.
+    """
     u, s, v = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
     # what comes from float32 is known to its precision only
-    rank = int((s > s[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps).sum())
-    subgradient: Tensor = u[:, :rank] @ v[:rank]
+    there = s > s[..., :1] * max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps
+    subgradient: Tensor = (u * there.unsqueeze(-2)) @ v
     return subgradient.to(matrix.dtype)
 
 
@@ -131,27 +133,40 @@ def _check(weight: Tensor, rank: int) -> None:
         raise ValueError("a matrix with NaN or infinity has no factors")
 
 
-Form = Literal["channel", "spatial"]
-"""How a convolution ``[out, in, kh, kw]`` is seen as a matrix."""
+Form = Literal["channel", "spatial", "decoupled"]
+"""How a convolution ``[out, in, kh, kw]`` is seen as a matrix, or as one for each of its filters."""
+
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def as_matrix(weight: Tensor, form: Form = "channel") -> Tensor:
     """A weight as the matrix whose rank counts.
 
     ``channel``: ``[out, in * kh * kw]``, two factors are a ``kh x kw`` convolution to as many channels as the rank, then a
-    ``1 x 1`` one. ``spatial``: ``[in * kh, out * kw]``, a ``kh x 1`` convolution, then a ``1 x kw`` one. A matrix stays itself.
+    ``1 x 1`` one. ``spatial``: ``[in * kh, out * kw]``, a ``kh x 1`` convolution, then a ``1 x kw`` one. ``decoupled``: ``out``
+    matrices ``[in, kh * kw]`` of one rank, a ``1 x 1`` convolution to as many channels for each output, then ``kh x kw`` on these
+    alone. A matrix stays itself.
     """
     if form == "channel" or weight.dim() == 2:
         return weight.flatten(1)
+    if form == "decoupled":
+        return weight.flatten(2)
     return weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
 
 
 def as_weight(matrix: Tensor, shape: tuple[int, ...], form: Form = "channel") -> Tensor:
     """The inverse of :func:`as_matrix`."""
-    if form == "channel" or len(shape) == 2:
+    if form in ("channel", "decoupled") or len(shape) == 2:
         return matrix.reshape(shape)
     out, inputs, kh, kw = shape
     return matrix.reshape(inputs, kh, out, kw).permute(2, 0, 1, 3).contiguous()
+
+
+def spectrum(singular: Tensor) -> Tensor:
+    """Singular values ``[k]``, descending; of several matrices that share a rank, ``[n, k]``, the root of the sum of squares over
+    them: what each component weighs in all.
+    """
+    return singular if singular.dim() == 1 else singular.square().sum(0).sqrt()
 
 
 def energy_rank(singular: Tensor, energy: float) -> int:

@@ -79,6 +79,8 @@ def matrices(weight: Weight) -> list[Matrix]:
 def unseen(weight: Weight) -> str:
     """Why the inputs of a weight cannot be watched, or "" where they can."""
     kind = type(weight.module).__name__
+    if len(weight.shape) < 2:
+        return f"a vector of {kind} takes part in no matrix product"
     if isinstance(weight.module, nn.modules.conv._ConvTransposeNd):
         return "the inputs of a transposed convolution are not collected"
     apart = isinstance(weight.module, nn.MultiheadAttention) and not weight.name.endswith("in_proj_weight")

@@ -5,8 +5,8 @@ alike, the network computes the same, through any function of single elements an
 (gates).
 
 What makes and what reads a tensor is seen in a run, as in :mod:`openwork.folding`. The order is tied where anything else
-touches the tensor: a residual connection, a norm, attention (whose heads are runs of channels), the inputs and outputs of the
-module.
+touches the tensor: a residual connection, a norm, attention (whose heads are runs of channels, see :mod:`openwork.heads`), the
+inputs and outputs of the module.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from openwork.calibrator.migrating import Migrating
 from openwork.factor.monarch import Monarch
 from openwork.growth import Gradient
 from openwork.layouts.monarch import MonarchLinear
-from openwork.merger import Merging
 from openwork.method import Method, registry
 from openwork.patterns import NM, Block, FanIn
 from openwork.prune.magnitude import Magnitude
@@ -25,18 +24,21 @@ from openwork.pruner import Pruning
 from openwork.regularizer import Regularization
 from openwork.restructuring import Restructurings, restructure_
 from openwork.testing import BrokenPromise, check_method, checks
+from openwork.testing.promises import PROMISES
 from openwork.thawing import Thawing
 from openwork.train.gmp import GMP
 from openwork.train.rigl import RigL
 from openwork.train.set import SET
 from openwork.train.static_random import StaticRandom
 
-APART = (LoRC, LayerDrop, Migrating, Merging, Thawing, Regularization)
-"""Methods that put something beside layers, move scale between them, drop whole blocks, merge models, or train without a mask:
-they make their own promises."""
+APART = (LoRC, Migrating, Thawing, Regularization)
+"""Methods that put something beside layers, move scale between them, or train without a mask: they make their own promises."""
 
 CHECKED = {name: cls for name, cls in registry().items() if cls.restructures or not issubclass(cls, APART)}
 """Methods that choose connections, work with those that are kept, or give layers another form."""
+
+ELSEWHERE = tuple(name for name, promise in PROMISES.items() if not promise.concerns(LoRC))
+"""Promises that calibrated methods do not make."""
 
 FITTING = {
     "decompose": {"energy": 0.6},
@@ -53,12 +55,25 @@ def test_every_registered_method_keeps_its_promises(name):
     check_method(CHECKED[name], **FITTING.get(name, {}))
 
 
-@pytest.mark.parametrize("cls", [AWQ, CoarseToFine, LoRC, SmoothQuant])
-def test_stages_that_stand_apart_are_values_with_a_page(cls):
+@pytest.mark.parametrize("cls", [AWQ, CoarseToFine, SmoothQuant])
+def test_stages_that_move_scale_keep_them_where_there_is_something_to_fold_it_into(cls):
+    check_method(cls, [name for name in checks() if name not in ELSEWHERE and name != "one row is enough"])
+
+
+def test_a_term_beside_linear_layers_keeps_them():
+    """A convolution, and a network without any layer of the name, are refused by name."""
     check_method(
-        cls,
-        ("is registered and documented", "is a value", "record is plain data", "planning changes nothing"),
+        LoRC, [name for name in checks() if name not in (*ELSEWHERE, "one row is enough")], exclude=("0.*",)
     )
+    with pytest.raises(
+        BrokenPromise, match=r"0\.weight belongs to a Conv2d: a low-rank term is put beside an nn.Linear"
+    ):
+        check_method(LoRC, ["budget is exact"])
+
+
+@pytest.mark.parametrize("options", [{"span": True, "drop": 2, "protect": 0}, {"protect": 0, "drop": 2}])
+def test_blocks_that_are_dropped_in_other_ways(options):
+    check_method(LayerDrop, **options)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class AWQ(Migrating):
         return found[1]
 
     def _error(self, weight: Tensor, s: Tensor, seen: Statistics) -> float:
+        weight = weight if weight.dtype == torch.float64 else weight.float()
         by = s.to(weight.dtype)
         rounded = nearest(weight * by, grid(self.grid), self.group).dense().to(weight.dtype) / by
         return float(layer_error(rounded - weight, seen.gram))

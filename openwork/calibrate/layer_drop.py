@@ -99,6 +99,10 @@ def drop_blocks_(
         ValueError: there are not that many blocks to drop, a block is no residual one, or ``evaluate`` is given for a span. The
             model has not changed then.
     """
+    if said := [o for o in ("kept", "include", "exclude", "overrides") if getattr(method, o)]:
+        raise ValueError(
+            f"whole blocks are dropped, and {said[0]} says nothing of them: use drop= and protect="
+        )
     model = unwrapped(model)
     stack = _row(model, method)
     names = list(stack.blocks)

@@ -18,8 +18,11 @@ from openwork.calibrator.batches import Batches
 from openwork.calibrator.report import Line
 from openwork.calibrator.workshop import Workshop
 from openwork.durable import FileError, replacing
+from openwork.factorization import Factors
 from openwork.layouts.csr import CSR
+from openwork.layouts.low_rank import CompensatedLinear
 from openwork.layouts.outliers import Outliers
+from openwork.layouts.rounded import RoundedInputLinear
 from openwork.matrices import Matrix
 from openwork.method import Method
 from openwork.quantization import FloatGrid, IntegerGrid, Placement, Quantized
@@ -27,8 +30,11 @@ from openwork.quantization.two_level import TwoLevel
 
 FORMAT = "openwork calibration 1"
 
-PARTS = (CSR, FloatGrid, IntegerGrid, Outliers, Placement, Quantized, TwoLevel)
-"""What quantisers describe their results in; a checkpoint holds nothing else beside tensors and plain values."""
+PARTS = (CSR, Factors, FloatGrid, IntegerGrid, Outliers, Placement, Quantized, TwoLevel)
+"""What stages describe their results in; a checkpoint holds nothing else beside tensors and plain values."""
+
+KINDS = {kind.__name__: kind for kind in (CompensatedLinear, RoundedInputLinear)}
+"""Layers that stages put in the place of an ``nn.Linear``: made around it from tensors and grids, which a checkpoint holds."""
 
 
 class Checkpoint:
@@ -87,18 +93,21 @@ class Checkpoint:
             since: lines of the table that were there before the block.
 
         Raises:
-            ValueError: a stage put another module in the place of a layer, which a file of tensors cannot hold.
+            ValueError: a stage put a module in the place of a layer that a file of tensors cannot hold.
         """
         names = {m.name for m in layers}
-        if shop.replaced:
-            raise ValueError(
-                f"{shop.replaced[0]} is a module of another kind now, and a checkpoint holds tensors only: leave checkpoint= out "
-                "for recipes that replace modules"
-            )
+        replaced = {name: module for name, module in shop.replaced.items() if name in names}
+        for name, module in replaced.items():
+            if type(module) not in KINDS.values():
+                raise ValueError(
+                    f"{name} belongs to a {type(module).__name__} now, and a checkpoint holds tensors only: leave checkpoint= "
+                    "out for recipes that put modules of their own in the place of layers"
+                )
         state = {
             "format": FORMAT,
             "run": self._run,
             "block": block.state_dict(),
+            "replaced": {name: _described(module) for name, module in replaced.items()},
             "biases": {m.name: m.bias.detach() for m in layers if m.bias is not None},
             "masks": {m.weight.name: shop.masks[m.weight.name] for m in layers},
             "lines": [dataclasses.asdict(line) for line in shop.lines[since:]],
@@ -133,11 +142,21 @@ def _restored(state: Mapping[str, Any], block: nn.Module, layers: Sequence[Matri
     for m in layers:
         if (bias := state["biases"].get(m.name)) is not None and m.bias is None:
             shop.add_bias(m, bias)
+        if (described := state.get("replaced", {}).get(m.name)) is not None:
+            kind, beside = described
+            linear: Any = m.weight.module
+            shop.replace(m, KINDS[kind].around(linear, *beside))
     block.load_state_dict(state["block"])
     for m in layers:
         shop.masks[m.weight.name].copy_(state["masks"][m.weight.name])
     shop.lines += [Line(**line) for line in state["lines"]]
     shop.parts |= state["parts"]
+
+
+def _described(module: nn.Module) -> tuple[str, tuple[Any, ...]]:
+    """The kind of a layer in the place of another, and what it is made of."""
+    assert isinstance(module, (CompensatedLinear, RoundedInputLinear))
+    return type(module).__name__, module.beside()
 
 
 def _fingerprint(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openwork.calibrator.contract import Block, BlockCalibrated
 from openwork.folding import Fold, Watching, folds
+from openwork.heads import Values
 from openwork.reordering import Channels
 from openwork.statistics import Statistics
 
@@ -65,7 +66,7 @@ class _Tokens:
         return rows[self.mask.flatten().to(rows.device)]
 
 
-def observed(block: Block, found: Sequence[Fold | Channels], *, gram: bool) -> dict[str, Statistics]:
+def observed(block: Block, found: Sequence[Fold | Channels | Values], *, gram: bool) -> dict[str, Statistics]:
     """Statistics of the tensors of ``found``, by name, over all batches, padding left out."""
     first = {id(fold.readers[0].weight): fold for fold in found}
     seen: dict[str, Statistics] = {}

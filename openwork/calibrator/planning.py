@@ -31,12 +31,11 @@ def left_dense(model: nn.Module, rows_of_blocks: Sequence[Stack]) -> dict[str, s
             raise ValueError(f"{weight.name} holds only its kept connections already: use to_dense_ first")
         if not bool(weight.parameter.isfinite().all()):
             raise ValueError(f"{weight.name} holds NaN or infinity: nothing was changed")
-        if weight.reason:
-            continue
         if id(weight.parameter) not in inside:
-            dense[weight.name] = "outside the blocks"
+            if not weight.reason:
+                dense[weight.name] = "outside the blocks"
         elif reason := unseen(weight):
-            dense[weight.name] = reason
+            dense[weight.name] = weight.reason or reason
     return dense
 
 

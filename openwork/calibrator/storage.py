@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from openwork.calibrator.report import Calibration
-from openwork.kernels.group_int4 import GROUP, STATISTIC_DTYPES, pack_codes
+from openwork.kernels.code_groups import GROUP
+from openwork.kernels.group_int4 import pack_codes
 from openwork.layouts.csr import CSR
 from openwork.layouts.group_int4 import GroupInt4Linear
 from openwork.layouts.quantized import QuantizedLinear
@@ -80,7 +81,7 @@ def in_groups_of_int4(quantized: Quantized) -> bool:
     return (
         isinstance(grid, IntegerGrid)
         and grid.bits == 4
-        and SCALES[grid.scales] in STATISTIC_DTYPES
+        and SCALES[grid.scales].itemsize == 2
         and torch.equal(quantized.group_of.cpu(), torch.arange(quantized.group_of.numel()) // GROUP)
     )
 

@@ -52,7 +52,7 @@ class Workshop:
         self.masks = masks
         self.lines: list[Line] = []
         self.parts: dict[str, dict[str, Any]] = {}
-        self.replaced: list[str] = []
+        self.replaced: dict[str, nn.Module] = {}
         self._stages, self._rows, self._undo, self._errors = stages, rows, undo, measure_errors
         self._layers: dict[str, Layer] = {}
 
@@ -72,6 +72,11 @@ class Workshop:
     def add_bias(self, m: Matrix, bias: Tensor) -> None:
         """Give a bias to a layer that has none."""
         self._undo.add_bias(m, bias)
+
+    def replace(self, m: Matrix, module: nn.Module) -> None:
+        """Put another module in the place of a layer's."""
+        self._undo.replace(m.weight.name.rpartition(".")[0], module)
+        self.replaced[m.name] = module
 
     def work(self, index: int, layers: Sequence[Matrix]) -> None:
         """Let stage ``index`` of the recipe work on some layers."""
@@ -173,9 +178,7 @@ class Workshop:
         elif solution.bias is not None:
             self.add_bias(m, solution.bias)
         if solution.module is not None:
-            name = m.weight.name.rpartition(".")[0]
-            self._undo.replace(name, solution.module(m.weight.module))
-            self.replaced.append(name)
+            self.replace(m, solution.module(m.weight.module))
         if solution.parts:
             self.parts.setdefault(m.name, {}).update(solution.parts)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from openwork.factorization import Form, as_matrix, energy_rank, truncated, value_rank
+from openwork.factorization import FORMS, Form, as_matrix, energy_rank, spectrum, truncated, value_rank
 from openwork.layouts.low_rank import LowRankLinear
 from openwork.method import check_fraction, method
 from openwork.restructuring import Restructuring
@@ -17,7 +17,8 @@ from openwork.restructuring import Restructuring
 
 @method(
     paper="Xu et al., TRP: Trained Rank Pruning for Efficient Deep Neural Networks, IJCAI 2020, arXiv 2004.14566; spatial form: "
-    "Jaderberg et al., Speeding up Convolutional Neural Networks with Low Rank Expansions, BMVC 2014, arXiv 1405.3866",
+    "Jaderberg et al., Speeding up Convolutional Neural Networks with Low Rank Expansions, BMVC 2014, arXiv 1405.3866; "
+    "decoupled: Guo et al., Network Decoupling: From Regular to Depthwise Separable Convolutions, BMVC 2018, arXiv 1808.05517",
     kind="factor",
 )
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Decompose(Restructuring):
     linear        ``in -> k -> out``                                      ``k (in + out)``
     ``channel``   ``kh x kw`` to ``k`` channels, then ``1 x 1``           ``k (in kh kw + out)``
     ``spatial``   ``kh x 1`` to ``k`` channels, then ``1 x kw``           ``k (in kh + out kw)``
+    ``decoupled`` ``1 x 1`` to ``k`` channels for each output,            ``k out (in + kh kw)``
+                  then ``kh x kw`` in groups of these
     ============  ======================================================  ===========================
 
     The arithmetic is in that proportion. A network trained for it (:class:`openwork.TRP`) loses next to nothing, another one
@@ -50,16 +53,16 @@ class Decompose(Restructuring):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.value < 0 or self.form not in ("channel", "spatial"):
+        if self.value < 0 or self.form not in FORMS:
             raise ValueError(
-                f"value is at least 0 and form channel or spatial; got {self.value} and {self.form!r}"
+                f"value is at least 0 and form one of {', '.join(FORMS)}; got {self.value} and {self.form!r}"
             )
         if self.energy is not None:
             check_fraction("energy", self.energy)
 
     def rank(self, matrix: Tensor) -> int:
-        """How many components of a matrix are kept."""
-        singular = torch.linalg.svdvals(matrix.double())
+        """How many components of a matrix are kept, or of each of several."""
+        singular = spectrum(torch.linalg.svdvals(matrix.double()))
         return value_rank(singular, self.value) if self.energy is None else energy_rank(singular, self.energy)
 
     def forms(self, layers: Mapping[str, Any]) -> Mapping[str, nn.Module | str]:
@@ -73,12 +76,15 @@ class Decompose(Restructuring):
             return "stays: in groups, or padded with more than zeros"
         matrix = as_matrix(weight, self.form)
         rank = self.rank(matrix)
-        if rank * sum(matrix.shape) >= matrix.numel():
+        if rank * sum(matrix.shape[-2:]) >= matrix.shape[-2:].numel():
             return f"stays: rank {rank} saves nothing"
-        factors = truncated(matrix, rank)
         if not is_conv:
+            factors = truncated(matrix, rank)
             return LowRankLinear(factors.left, factors.right, layer.bias).train(layer.training)
-        build = _channel if self.form == "channel" else _spatial
+        if self.form == "decoupled":
+            left, right, _ = zip(*(truncated(one, rank) for one in matrix), strict=True)
+            return _decoupled(layer, torch.stack(left), torch.stack(right)).train(layer.training)
+        factors, build = truncated(matrix, rank), _channel if self.form == "channel" else _spatial
         return build(layer, factors.left, factors.right).train(layer.training)
 
 
@@ -102,6 +108,16 @@ def _spatial(conv: nn.Conv2d, left: Tensor, right: Tensor) -> nn.Module:
     columns = left.view(inputs, kh, k).permute(2, 0, 1).unsqueeze(3)
     rows = right.view(k, out, kw).permute(1, 0, 2).unsqueeze(2)
     return _filled(conv, first, columns, last, rows)
+
+
+def _decoupled(conv: nn.Conv2d, left: Tensor, right: Tensor) -> nn.Module:
+    """``left [out, in, k]``, ``right [out, k, kh * kw]``."""
+    (out, inputs, kh, kw), k = conv.weight.shape, right.shape[1]
+    geometry: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    first = _empty(inputs, out * k, 1, bias=False)
+    last = _empty(out * k, out, (kh, kw), groups=out, bias=conv.bias is not None, **geometry)
+    mixed = left.transpose(1, 2).reshape(out * k, inputs, 1, 1)
+    return _filled(conv, first, mixed, last, right.view(out, k, kh, kw))
 
 
 def _empty(*shape: Any, **geometry: Any) -> nn.Conv2d:

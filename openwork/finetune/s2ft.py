@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from openwork.finetune.roles import ROLES, units_of
 from openwork.grid import top_k
 from openwork.method import check_fraction, method
 from openwork.thawing import Part, Slice, Thawing
 from openwork.weights import Weight
-
-_USUAL = {
-    "down": "*down_proj* *.fc2.weight *.mlp.c_proj.weight *.dense_4h_to_h.weight *.w2.weight *.lin2.weight "
-    "*layer.*[0-9].output.dense.weight *mlp.down.weight",
-    "up": "*up_proj* *.fc1.weight *.mlp.c_fc.weight *.dense_h_to_4h.weight *.w3.weight *.lin1.weight "
-    "*.intermediate.dense.weight *mlp.up.weight",
-    "out": "*.o_proj.weight *.out_proj.weight *.attn.c_proj.weight *.attention.output.dense.weight *.out_lin.weight "
-    "*.wo.weight *attention.out.weight",
-    "value": "*.v_proj.weight *.attention.self.value.weight *.v_lin.weight *.wv.weight",
-}
-ROLES: Mapping[str, tuple[str, ...]] = {role: tuple(globs.split()) for role, globs in _USUAL.items()}
-"""What the second and first matrix of a perceptron, and the last and the value matrix of an attention, are usually called."""
 
 
 @method(
@@ -55,7 +44,8 @@ class S2FT(Thawing):
         select: ``random``, as released, or the ``largest`` or ``smallest`` by weight norm.
 
     Differences from the authors' code: slices are gathered, not moved to the front, so neither biases nor positions nor grouped
-    queries need follow; and each matrix trains its own share, where theirs samples over all layers and may leave one without any.
+    queries need follow; each matrix trains its own share, where theirs samples over all layers and may leave one without any; and
+    where queries, keys and values, or a gate and what it gates, are made by one matrix, the rows in question are found in it.
     """
 
     shares: Mapping[str, float] = field(default_factory=lambda: {"down": 0.03})
@@ -94,15 +84,8 @@ class S2FT(Thawing):
             raise ValueError(
                 f"{weight.name} holds only its kept connections, and slices are dense: use to_dense_ first"
             )
-        inputs = role in ("down", "out")
-        size = self._head(model, weight) if role in ("out", "value") else 1
-        p = weight.parameter.detach()
-        axis = _axis(weight, inputs)
-        groups, rest = divmod(p.shape[axis], size)
-        if rest:
-            raise ValueError(
-                f"{weight.name} has {p.shape[axis]} columns of heads, no multiple of head={size}"
-            )
+        axis, inputs, units = units_of(model, weight, role, self.head)
+        groups = units.shape[0]
         count = max(1, round(share * groups))
         layer = weight.name.split(".")
         place = ".".join(part for part in layer if part.isdigit())
@@ -112,37 +95,9 @@ class S2FT(Thawing):
                 groups, generator=self.generator(f"{pair} {place} {groups}"), dtype=torch.float64
             )
         else:
+            p = weight.parameter.detach()
             others = [a for a in range(p.dim()) if a != axis]
-            norms = p.double().square().sum(others).view(groups, size).sum(1).cpu()
+            norms = p.double().square().sum(others).cpu()[units].sum(1)
             scores = norms if self.select == "largest" else -norms
-        chosen = top_k(scores, count).nonzero()
-        index = (chosen * size + torch.arange(size)).flatten()
-        return Slice(axis, index.to(p.device), inputs)
-
-    def _head(self, model: nn.Module, weight: Weight) -> int:
-        """How many columns belong to one head."""
-        if self.head is not None:
-            return self.head
-        size = _of_attention(model, weight)
-        if size is None:
-            raise ValueError(f"nothing says how wide a head of {weight.name} is: give head=")
-        return size
-
-
-def _axis(weight: Weight, inputs: bool) -> int:
-    """The axis of the parameter that inputs or outputs lie along; of a fused weight, those of every expert."""
-    if weight.parameter.dim() == 3 and len(weight.shape) == 2:
-        return 2 if inputs else 1
-    return int(inputs != weight.transposed)
-
-
-def _of_attention(model: nn.Module, weight: Weight) -> int | None:
-    """The width of a head: ``head_dim`` of the attention itself or of the configuration, or width / heads."""
-    own: Any = model.get_submodule(weight.name.rpartition(".")[0].rpartition(".")[0])
-    configuration: Any = getattr(model, "config", None)
-    text = configuration.get_text_config() if hasattr(configuration, "get_text_config") else configuration
-    for told in (own, text):
-        if isinstance(size := getattr(told, "head_dim", None), int):
-            return size
-    heads = getattr(own, "heads", None) or getattr(text, "num_attention_heads", None)
-    return getattr(text, "hidden_size", weight.shape[1]) // heads if isinstance(heads, int) else None
+        index = units[top_k(scores, count)].flatten().sort().values
+        return Slice(axis, index.to(weight.parameter.device), inputs)

@@ -13,7 +13,7 @@ The kernels take plain contiguous tensors and know nothing of modules. They are 
 - `slices`, `small_batch`, `bitmasked`: inference with 1 to 16 samples, each with a layout of its own
 - `squares`: inference with few samples and weights in blocks of 4 x 4
 - `pairs`: inference in bfloat16 with 16 samples and more
-- `group_int4`: inference with groups of 4-bit codes, some of them absent
+- `code_groups`, `group_int4`, `group_int8`: inference with groups of 4-bit or 8-bit codes, some of them absent
 - `inference`, `pages`: what these have in common; memory with large pages
 - `reference`: what all of these mean
 - `native`: the compiled library and its instruction set levels

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from openwork.kernels import group_int4 as kernel
-from openwork.kernels.group_int4 import GROUP, LARGEST_CODE, Int4Groups
+from openwork.kernels.code_groups import GROUP, groups_in
+from openwork.kernels.group_int4 import LARGEST_CODE, Int4Groups
 from openwork.layouts.coded import CodedLinear
 from openwork.layouts.csr import CSR
 
@@ -30,7 +31,7 @@ class GroupInt4Linear(CodedLinear):
 
     =============  =======================  ===================================================================
     ``codes``      uint8 ``[groups, 8]``    byte i has code 2 i in its lower half, code 2 i + 1 in its upper
-    ``scales``     float16 ``[groups]``     or bfloat16
+    ``scales``     float16 ``[groups]``     or bfloat16, or float32
     ``zeros``      as ``scales``            need not be whole numbers
     ``row_ptr``    int32 ``[out + 1]``      where the groups of each row start
     ``group_col``  int32 ``[groups]``       group g covers the inputs ``16 * group_col[g]`` and on
@@ -137,7 +138,7 @@ class GroupInt4Linear(CodedLinear):
     @property
     def topology(self) -> CSR:
         """Which groups are kept: ``(out, ceil(in / 16))``."""
-        return CSR((self.out_features, kernel.groups_in(self.in_features)), self.row_ptr, self.group_col)
+        return CSR((self.out_features, groups_in(self.in_features)), self.row_ptr, self.group_col)
 
     @property
     def density(self) -> float:

@@ -100,6 +100,10 @@ class CompensatedLinear(nn.Linear):
         )
         return layer.train(linear.training)
 
+    def beside(self) -> tuple[Tensor, Tensor]:
+        """What :meth:`around` takes beside the linear layer."""
+        return self.left.detach(), self.right.detach()
+
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``."""
         return super().forward(x) + F.linear(F.linear(x, self.right), self.left)

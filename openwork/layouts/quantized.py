@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openwork.kernels import group_int4 as kernel
-from openwork.kernels.group_int4 import Int4Groups
 from openwork.layouts.coded import CodedLinear
 from openwork.layouts.csr import CSR
+from openwork.layouts.from_codes import FromCodes, computes, from_codes
 from openwork.layouts.outliers import OUTLIERS, Outliers, check_outliers
 from openwork.quantization import FloatGrid, Grid, IntegerGrid, Placement, Quantized
 from openwork.quantization.codes import pack, unpack
@@ -26,10 +25,10 @@ MOST_SAMPLES = 512
 class QuantizedLinear(CodedLinear):
     """``y = x Wᵀ + b`` for inference, with ``W [out, in]`` held as packed codes.
 
-    Few samples on the CPU are computed from codes, where these are integers of at most 4 bits with scales of 16 bits in groups of
-    16 inputs or multiples: the kernel of :class:`~openwork.layouts.group_int4.GroupInt4Linear` reads them in a form of its own,
-    made at the first such call (half a byte a weight and 6 bytes for 16), without groups that are zero throughout. In every other
-    case the weight is decoded at each call, for a dense product: the memory of the codes at the speed of decoding.
+    Few samples on the CPU are computed from codes, integers of any size and floats of up to 4 bits: kernels read them in a form
+    of their own (:mod:`openwork.layouts.from_codes`), made at the first such call: half a byte a weight, or one where codes have
+    more than 4 bits, and 6 bytes for each 16 of them, 10 with scales of 32 bits; groups of 16 that are zero throughout take none.
+    Many samples, gradients, larger floats and other devices decode the weight at each call, for a dense product.
 
     ==================  =============================  =====================================================================
     ``codes``           uint8 ``[out, bytes]``         packed row by row, the low bits of a byte first
@@ -89,41 +88,30 @@ class QuantizedLinear(CodedLinear):
 
     def refresh(self) -> Self:
         """Take the buffers as they are now, after something wrote to them."""
-        self._groups: Int4Groups | None = None
+        self._from_codes: FromCodes | None = None
         return self
 
     @property
     def computes_from_codes(self) -> bool:
-        """Whether few samples on the CPU are computed without decoding the weight."""
-        chunks = self.get_buffer("group_of")[:: kernel.GROUP].repeat_interleave(kernel.GROUP)[
-            : self.in_features
-        ]
-        return (
-            isinstance(self.grid, IntegerGrid)
-            and self.grid.bits <= kernel.LARGEST_CODE.bit_length()
-            and not self.statistics
-            and OUTLIERS[0] not in self._buffers
-            and self.get_buffer("scale").dtype in kernel.STATISTIC_DTYPES
-            and self.get_buffer("codes").is_cpu
-            and torch.equal(chunks, self.get_buffer("group_of"))
-        )
+        """Whether few samples are computed without decoding the weight."""
+        return computes(self.grid) and self.get_buffer("codes").is_cpu
 
-    def _in_groups(self) -> Int4Groups:
-        """The codes as the kernel reads them: 16 inputs with a scale and a zero each, those that are zero throughout left out."""
-        if self._groups is None:
-            filling = (0, -self.in_features % kernel.GROUP)
-            at = self._placement()[:, self.get_buffer("group_of").long()[:: kernel.GROUP]]
-            at = Placement(*(t.expand(self.out_features, -1).contiguous() for t in (at.scale, at.zero)))
+    def _arranged(self) -> FromCodes:
+        """The codes as the kernels read them, made when they are first needed."""
+        if self._from_codes is None:
+            at, dtype = (
+                self._placement(),
+                torch.float32 if self.statistics else self.get_buffer("scale").dtype,
+            )
+            at = Placement(at.scale.to(dtype), at.zero.to(dtype))
             codes = unpack(self.get_buffer("codes"), self.grid.bits, self.in_features)
-            cells = nn.functional.pad(codes, filling).view(self.out_features, -1, kernel.GROUP)
-            inside = nn.functional.pad(torch.ones_like(codes), filling).view_as(cells).bool()
-            kept = (inside & (cells != at.zero[..., None])).any(2)
-            topology = CSR.from_mask(kept)
-            dtype = self.get_buffer("scale").dtype
-            arrays = kernel.pack_codes(cells[kept]), at.scale[kept].to(dtype), at.zero[kept].to(dtype)
-            shape = self.out_features, self.in_features
-            self._groups = kernel.int4_groups(*arrays, topology.crow, topology.col, shape)
-        return self._groups
+            beside = None
+            if OUTLIERS[0] in self._buffers:
+                outliers = self._outliers()
+                beside = outliers.topology, outliers.values
+            quantized = Quantized(self.grid, codes, at, self.get_buffer("group_of"))
+            self._from_codes = from_codes(quantized, beside)
+        return self._from_codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(fn, recurse).refresh()
@@ -173,7 +161,7 @@ class QuantizedLinear(CodedLinear):
         )
         if few and self.computes_from_codes:
             bias = None if self.bias is None else self.bias.float()
-            return self._in_groups().linear(x.float(), bias).to(x.dtype)
+            return self._arranged().linear(x.float(), bias).to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:

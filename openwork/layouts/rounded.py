@@ -37,6 +37,10 @@ class RoundedInputLinear(nn.Linear):
         layer.register_buffer("input_shift", shift.detach().to(device=device, dtype=torch.int8, copy=True))
         return layer.train(linear.training)
 
+    def beside(self) -> tuple[FloatGrid, Tensor, Tensor]:
+        """What :meth:`around` takes beside the linear layer."""
+        return self.grid, self.input_scale, self.input_shift
+
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``."""
         return F.linear(

@@ -16,7 +16,7 @@ into the error: the promise that was broken, and the parameter, setting or step 
 - :mod:`openwork.testing.bits`, :mod:`openwork.testing.exactness`: what most promises come down to.
 """
 
-from openwork.testing.networks import batches, narrow, network, perceptron
+from openwork.testing.networks import batches, narrow, network, perceptron, residual, tuned
 from openwork.testing.registry import BrokenPromise, Check, promise
 from openwork.testing.suite import check_method, checks
 from openwork.testing.trial import SHORT, Outcome, Trial, attached, plant_zeros, step
@@ -36,5 +36,7 @@ __all__ = [
     "perceptron",
     "plant_zeros",
     "promise",
+    "residual",
     "step",
+    "tuned",
 ]

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from openwork.calibrate.layer_drop import LayerDrop
+from openwork.merger import Merging
 from openwork.method import Method
 from openwork.testing.trial import Trial
 
 Check = Callable[[Trial], None]
-Subject = Literal["methods", "connections", "forms"]
-"""What a promise is about: any method; the connections that one keeps; the other form that one gives to layers."""
+Subject = Literal["methods", "connections", "forms", "models", "blocks"]
+"""What a promise is about: any method; the connections that one keeps; the other form that one gives to layers; the models that
+one merges; the blocks that one drops."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,16 @@ class Promise:
 
     def concerns(self, cls: type[Method]) -> bool:
         """Whether methods of this class make it."""
-        return self.about in ("methods", "forms" if cls.restructures else "connections")
+        return self.about in ("methods", subject(cls))
+
+
+def subject(cls: type[Method]) -> Subject:
+    """What the promises of methods of this class are about."""
+    if issubclass(cls, Merging):
+        return "models"
+    if issubclass(cls, LayerDrop):
+        return "blocks"
+    return "forms" if cls.restructures else "connections"
 
 
 PROMISES: dict[str, Promise] = {}
@@ -46,8 +58,8 @@ def promise(check: Check | None = None, *, about: Subject = "methods") -> Check 
 
     Args:
         check: raises :class:`BrokenPromise` where a trial breaks the promise.
-        about: who makes it: all ``methods``; those that choose ``connections`` or keep them; or those that give layers other
-            ``forms``.
+        about: who makes it: all ``methods``; those that choose ``connections`` or keep them; those that give layers other
+            ``forms``; that merge ``models``; or that drop ``blocks``.
     """
 
     def register(check: Check) -> Check:

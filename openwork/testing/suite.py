@@ -7,25 +7,35 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
+from openwork.calibrate.layer_drop import LayerDrop
 from openwork.calibrator import BlockCalibrated, Calibrated, ModelCalibrated
+from openwork.merger import Merging
 from openwork.method import Method
 from openwork.pruner import Pruning
 from openwork.restructuring import Restructuring
 from openwork.sparsifier import SparsifierWarning, Training
 from openwork.testing.promises import PROMISES
-from openwork.testing.registry import BrokenPromise
+from openwork.testing.registry import BrokenPromise, subject
 from openwork.testing.trial import SHORT, Trial
 
 SAID = frozenset({"is registered and documented", "is a value", "record is plain data"})
 """Promises about what a method says of itself (:mod:`openwork.testing.promises.description`): they hold for every method."""
 
 
+KINDS = {
+    "connections": "leaves layers their form",
+    "forms": "gives layers another form",
+    "models": "merges models",
+    "blocks": "drops blocks",
+}
+
+
 def check_method(cls: type[Method], only: Collection[str] | None = None, /, **options: Any) -> None:
     """Put a method through every check.
 
     Args:
-        cls: a registered method that works in training, prunes at once, calibrates, or restructures layers; of any other, what it
-            says of itself can be checked (:data:`SAID`).
+        cls: a registered method that works in training, prunes at once, calibrates, restructures layers, merges models, or drops
+            blocks; of any other, what it says of itself can be checked (:data:`SAID`).
         only: names of the promises to check; by default all of :func:`checks` that such a method makes.
         options: options of the method. Short schedules are filled in, see :data:`SHORT`.
 
@@ -38,7 +48,9 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
         raise ValueError(
             f"no promise is called {', '.join(sorted(unknown))}; there are {', '.join(PROMISES)}"
         )
-    carried_out = (Training, Pruning, Calibrated, BlockCalibrated, ModelCalibrated, Restructuring)
+    carried_out = (
+        Training, Pruning, Calibrated, BlockCalibrated, ModelCalibrated, Restructuring, Merging, LayerDrop,
+    )  # fmt: skip
     if not issubclass(cls, carried_out) and not (only and set(only) <= SAID):
         raise TypeError(
             f"{cls.__name__} is neither a Training nor a Pruning nor a Calibrated method nor a Restructuring: there is no verb "
@@ -46,8 +58,7 @@ def check_method(cls: type[Method], only: Collection[str] | None = None, /, **op
         )
     if strange := [name for name in only or () if not PROMISES[name].concerns(cls)]:
         raise ValueError(
-            f"{cls.__name__} {'gives layers another form' if cls.restructures else 'leaves layers their form'}, and makes no "
-            f"promise that {', '.join(strange)}"
+            f"{cls.__name__} {KINDS[subject(cls)]}, and makes no promise that {', '.join(strange)}"
         )
     fields = {f.name for f in dataclasses.fields(cls)}
     trial = Trial(cls, {**{name: value for name, value in SHORT.items() if name in fields}, **options})

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from openwork.calibrate.layer_drop import LayerDrop, drop_blocks_
 from openwork.calibrator import BlockCalibrated, Calibrated, ModelCalibrated
+from openwork.merger import Merging, merge_
 from openwork.method import Method
 from openwork.plan import Plan, plan
 from openwork.pruner import Pruning, sparsify_
 from openwork.restructuring import Restructuring, restructure_
 from openwork.scores import Batch
 from openwork.sparsifier import Sparsifier, Training, attach
-from openwork.testing.networks import batches
+from openwork.testing.networks import batches, network, residual, tuned
 
 SHORT: Mapping[str, int] = {"steps": 9, "every": 3, "rounds": 3}
 """What is filled in for options of these names, where a method has them, so that a run takes a dozen steps.
@@ -40,12 +42,22 @@ class Trial:
         """How many steps a run takes."""
         return int(self.options.get("steps") or SHORT["steps"])
 
+    def network(self) -> nn.Module:
+        """What the method is tried on: a network with blocks, if it is blocks that it works on."""
+        return residual() if issubclass(self.cls, LayerDrop) else network()
+
     def work(self, method: Method, model: nn.Module, data: list[Batch] | None = None) -> Outcome:
         """Let the method do all it does to a model."""
         data = batches(self.steps, _dtype(model)) if data is None else data
         if isinstance(method, (Pruning, Calibrated, BlockCalibrated, ModelCalibrated)):
             pruned = sparsify_(model, method, data=data[:2])
             return Outcome(pruned.plan, pruned.masks)
+        if isinstance(method, Merging):
+            merge_(model, [tuned(model, seed) for seed in (1, 2)], method)
+            return Outcome(plan(model, method), {})
+        if isinstance(method, LayerDrop):
+            drop_blocks_(model, method, data=data[:2])
+            return Outcome(plan(model, method), {})
         if isinstance(method, Restructuring):
             planned = plan(model, method)
             restructure_(model, method)
@@ -58,7 +70,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method said it would do to a model, and what it did; there are no masks of layers in another form."""
+    """What a method said it would do to a model, and what it did; there are no masks of layers in another form, of merged
+    models, or of blocks that are dropped."""
 
     plan: Plan
     masks: Mapping[str, Tensor]
@@ -89,7 +102,7 @@ def step(model: nn.Module, optimizer: Optimizer, batch: Batch) -> float:
 
 def plant_zeros(model: nn.Module, method: Method) -> None:
     """Give a method that keeps a model's zeros some to keep."""
-    if method.reads_zeros and not method.restructures:
+    if method.reads_zeros and not method.restructures and not isinstance(method, (Merging, LayerDrop)):
         with torch.no_grad():
             for row in plan(model, method).sparse:
                 row.weight.parameter.view(-1)[::3] = 0.0

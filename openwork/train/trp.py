@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from openwork.factorization import Form, as_matrix, as_weight, energy_rank, nuclear_subgradient
+from openwork.factorization import (
+    FORMS,
+    Form,
+    as_matrix,
+    as_weight,
+    energy_rank,
+    nuclear_subgradient,
+    spectrum,
+)
 from openwork.method import method
 from openwork.plan import plan
 from openwork.regularizer import Regularization, Regularizer
@@ -24,7 +32,8 @@ from openwork.weights import Weight
 class TRP(Regularization):
     """Trained rank pruning: every few steps each weight loses its smallest singular values, and the loss pulls at the others.
 
-    Every ``period`` steps, before the optimizer's step, for each weight seen as a matrix ``W = U S V^T``::
+    Every ``period`` steps, before the optimizer's step, for each weight seen as a matrix ``W = U S V^T`` (or as one for each
+    filter, of one rank)::
 
         k    the smallest rank with energy(t) of the sum of squares
         W    <- U_k S_k V_k^T
@@ -38,7 +47,7 @@ class TRP(Regularization):
         energy: 0.98 of the sum of squares is kept, after a ramp from 1 over the first tenth of the run: cutting hard in the
             beginning keeps a network from learning.
         nuclear: 3e-4.
-        form: how a convolution is seen, ``channel`` or ``spatial``.
+        form: how a convolution is seen, ``channel``, ``spatial`` or ``decoupled``, see :class:`openwork.Decompose`.
         exclude: usually the first layer.
         pointwise: also cut ``1 x 1`` and strided convolutions, which the authors leave alone.
 
@@ -53,10 +62,10 @@ class TRP(Regularization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.period < 1 or self.nuclear < 0 or self.form not in ("channel", "spatial"):
+        if self.period < 1 or self.nuclear < 0 or self.form not in FORMS:
             raise ValueError(
-                f"period is at least 1, nuclear at least 0 and form channel or spatial; got {self.period}, {self.nuclear} and "
-                f"{self.form!r}"
+                f"period is at least 1, nuclear at least 0 and form one of {', '.join(FORMS)}; got {self.period}, {self.nuclear} "
+                f"and {self.form!r}"
             )
 
     def attached(self, regularizer: Regularizer, state: Mapping[str, Tensor]) -> None:
@@ -103,13 +112,13 @@ class TRP(Regularization):
         return self.pointwise or (max(module.kernel_size) > 1 and max(module.stride) == 1)
 
     def _cut(self, regularizer: Regularizer, w: Weight, step: int) -> Tensor:
-        """Cut the rank of one weight; returns it as a matrix."""
+        """Cut the rank of one weight; returns it as a matrix, or several."""
         seen = w.oriented(w.parameter.detach())
         matrix = as_matrix(seen, self.form)
         u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-        rank = energy_rank(s, value_at(self.energy, step, self.run_length))
+        rank = energy_rank(spectrum(s), value_at(self.energy, step, self.run_length))
         regularizer.state[f"rank {w.name}"] = torch.tensor(rank)
-        cut: Tensor = ((u[:, :rank] * s[:rank]) @ v[:rank]).to(matrix.dtype)
-        if rank < len(s):
+        cut: Tensor = ((u[..., :rank] * s[..., None, :rank]) @ v[..., :rank, :]).to(matrix.dtype)
+        if rank < s.shape[-1]:
             w.parameter.copy_(w.restored(as_weight(cut, w.shape, self.form)))
         return cut

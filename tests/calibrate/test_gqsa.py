@@ -1,10 +1,12 @@
 """Groups that are absent or quantised."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
+import openwork as ow
 from openwork.calibrate.gptq import GPTQ
 from openwork.calibrate.gqsa import GQSA, brain_surgeon_saliency
 from openwork.calibrate.rtn import RTN
@@ -52,6 +54,37 @@ def test_kept_groups_can_make_up_for_the_dropped_ones() -> None:
         second = GPTQ(grid=GQSA().grid, group=16).solve(after)
         assert torch.equal(second.weight != 0, (second.weight != 0) & first.mask)
         assert output_error(held, second.weight, x) < output_error(held, first.weight, x)
+
+
+def test_groups_chosen_gradually_cost_less_and_are_held_in_the_same_layout() -> None:
+    """The same counts and pattern; GQSA's groups even with the best weights that they can have. Inputs that have much in common,
+    as those inside a trained network: then groups could stand in for each other, and go together.
+    """
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(96, 32))
+    mixing = torch.randn(24, 96)
+    data = [torch.randn(300, 24) @ mixing + 0.3 * torch.randn(300, 96) for _ in range(2)]
+    dense = net[0].weight.detach().clone()
+
+    def cost(recipe):  # type: ignore[no-untyped-def]
+        model = copy.deepcopy(net)
+        found = ow.sparsify_(model, recipe, data=data, blocks="whole")
+        assert found.plan.kept == 96 * 32 // 2
+        return float((torch.cat(data) @ (model[0].weight.detach() - dense).T).square().sum()), model, found
+
+    levels = GQSA().grid
+    gradual = ow.ALPS(sparsity=0.5, pattern="block 1x16")
+    at_once, _, _ = cost([GQSA(sparsity=0.5), ow.Refit()])
+    gradually, _, _ = cost(gradual)
+    assert gradually < 0.8 * at_once
+    rounded, model, found = cost([gradual, GPTQ(grid=levels, group=16, joint=False)])
+    from_dense, _, _ = cost([gradual, GPTQ(grid=levels, group=16)])
+    assert rounded < from_dense
+    with torch.no_grad():
+        expected = model(data[0])
+    (layer,) = ow.to_quantized_(model, found).values()
+    assert isinstance(layer, ow.GroupInt4Linear)
+    torch.testing.assert_close(model(data[0]), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_spelling_of_its_pattern_is_known() -> None:

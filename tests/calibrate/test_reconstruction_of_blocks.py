@@ -76,7 +76,9 @@ def test_training_through_the_rounding_improves_on_rounding() -> None:
     rounded, trained, reference = model(2), model(2), model(2)
     stages = [ow.RTN(grid="int3", group=8)]
     ow.sparsify_(rounded, stages, data=data())
-    ow.sparsify_(trained, [*stages, StraightThrough(epochs=6)], data=data())
+    ow.sparsify_(
+        trained, [*stages, StraightThrough(epochs=6, learning_rate=0.05, scale_rate=0.01)], data=data()
+    )
     assert distance(trained, reference) < 0.8 * distance(rounded, reference)
 
 

@@ -1,9 +1,13 @@
 """A walk that was killed goes on, and ends in the bits of one that was not."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import openwork as ow
+from openwork.calibrator import Calibrated, Solution
 from openwork.files import FileError
 from tests.calibrator.stages import Faulty, gpt, same, weights, windows
 
@@ -107,3 +111,39 @@ def test_an_error_leaves_what_was_done(tmp_path):
     with pytest.raises(RuntimeError):
         ow.sparsify_(gpt(), Faulty(at="blocks.2.mlp.up.weight"), data=windows(), checkpoint=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["block-0000.pt", "block-0001.pt"]
+
+
+@pytest.mark.parametrize("last", [ow.LoRC(rank=3), ow.FP4(inputs=True)], ids=["low rank", "rounded inputs"])
+def test_layers_of_another_kind_come_back(last, tmp_path):
+    recipe = [ow.Wanda(), last]
+    straight, resumed = gpt(), gpt()
+    expected = ow.sparsify_(straight, recipe, data=windows(), checkpoint=tmp_path)
+    for block in (1, 2):
+        (tmp_path / f"block-000{block}.pt").unlink()
+    found = ow.sparsify_(resumed, recipe, data=windows(), checkpoint=tmp_path)
+    kinds = [type(straight.get_submodule(f"blocks.{i}.mlp.up")) for i in range(3)]
+    assert kinds == [type(resumed.get_submodule(f"blocks.{i}.mlp.up")) for i in range(3)]
+    assert torch.nn.Linear not in kinds
+    assert same(straight.state_dict(), resumed.state_dict())
+    assert same(expected.masks, found.masks)
+    x = windows()[0]
+    with torch.no_grad():
+        assert torch.equal(straight.eval()(x), resumed.eval()(x))
+
+
+def test_modules_that_a_file_of_tensors_cannot_hold_are_refused(tmp_path):
+    class Odd(torch.nn.Linear):
+        pass
+
+    @dataclass(frozen=True, kw_only=True)
+    class Replaces(Calibrated):
+        name: ClassVar[str] = "replaces"
+        reads_zeros: ClassVar[bool] = True
+
+        def solve(self, layer):
+            return Solution(layer.weight, module=lambda m: Odd(m.in_features, m.out_features))
+
+    model = gpt()
+    with pytest.raises(ValueError, match="belongs to a Odd now, and a checkpoint holds tensors only"):
+        ow.sparsify_(model, Replaces(), data=windows(), checkpoint=tmp_path)
+    assert same(weights(model), weights(gpt()))

@@ -460,3 +460,13 @@ def test_what_a_method_for_the_whole_model_prunes_is_pruned_also_where_no_stage_
         assert torch.equal(dict(model.named_parameters())[name], weight)
     ow.sparsify_(again, recipe, data=windows(), checkpoint=tmp_path)
     assert same(weights(model), weights(again))
+
+
+def test_vectors_that_a_glob_names_too_stay_dense_and_say_so():
+    model, named = gpt(), gpt()
+    found = ow.sparsify_(model, ow.Wanda(include=("blocks.*",)), data=windows())
+    ow.sparsify_(named, ow.Wanda(), data=windows())
+    assert same(weights(model), weights(named))
+    row = next(row for row in found.plan if row.name == "blocks.1.norm1.weight")
+    assert not row.sparse
+    assert "dense" in row.why

@@ -8,9 +8,13 @@ import openwork as ow
 from openwork import S2FT, thaw_
 from openwork.tasks.gpt import gpt_small
 from openwork.thawing import Slice
-from tests.hf.tiny import bert, gpt2, llama, mixtral
+from tests.hf.tiny import bert, gpt2, llama, mixtral, neox, phi3
 
 ALL = {"down": 0.2, "up": 0.1, "out": 0.5, "value": 0.5}
+
+
+def own():
+    return gpt_small(44, context=16, width=24, heads=4, depth=2)
 
 
 def tokens(seed=0):
@@ -31,9 +35,11 @@ def loss(model, batch):
         (llama, ALL, {"mlp.down_proj": 8 * 24, "mlp.up_proj": 4 * 24, "o_proj": 12 * 24, "v_proj": 6 * 24}),
         (
             gpt2,
-            {"down": 0.1, "up": 0.1, "out": 0.25},
-            {"mlp.c_proj": 10 * 24, "mlp.c_fc": 10 * 24, "attn.c_proj": 6 * 24},
+            {"down": 0.1, "up": 0.1, "out": 0.25, "value": 0.25},
+            {"mlp.c_proj": 10 * 24, "mlp.c_fc": 10 * 24, "attn.c_proj": 6 * 24, "attn.c_attn": 6 * 24},
         ),
+        (phi3, ALL, {"mlp.down_proj": 8 * 24, "gate_up_proj": 4 * 24, "o_proj": 12 * 24, "qkv_proj": 6 * 24}),
+        (neox, {"value": 0.5, "out": 0.5}, {"query_key_value": 12 * 24, "attention.dense": 12 * 24}),
         (mixtral, {"down": 0.1, "out": 0.25}, {"experts.down_proj": 3 * 4 * 24, "o_proj": 6 * 24}),
         (
             bert,
@@ -46,7 +52,7 @@ def loss(model, batch):
             },
         ),
     ],
-    ids=["llama", "gpt2", "mixtral", "bert"],
+    ids=["llama", "gpt2", "phi3", "neox", "mixtral", "bert"],
 )
 def test_channels_and_heads_of_transformers(make, shares, wanted):
     model, dense = make(), make()
@@ -67,12 +73,94 @@ def test_channels_and_heads_of_transformers(make, shares, wanted):
 
 
 def test_the_models_of_this_library():
-    part = thaw_(gpt_small(20, context=8, width=16, heads=4, depth=2), S2FT(shares=ALL | {"value": 0.0}))
+    part = thaw_(gpt_small(20, context=8, width=16, heads=4, depth=2), S2FT(shares=ALL))
     assert {name.split(".", 2)[2] for name in part.weights} == {
         "mlp.down.weight",
         "mlp.up.weight",
         "attention.out.weight",
+        "attention.qkv.weight",
     }
+
+
+def values_of(model, x):
+    """What each attention of a model mixes, ``[heads, tokens, width]`` of the first sample, in the order of the heads."""
+    seen, plain = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watch(query, key, value, *args, **kwargs):
+        seen.append(value.detach()[0])
+        return plain(query, key, value, *args, **kwargs)
+
+    torch.nn.functional.scaled_dot_product_attention = watch
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = plain
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("make", "fused"),
+    [(gpt2, "attn.c_attn"), (phi3, "qkv_proj"), (neox, "query_key_value"), (own, "attention.qkv")],
+)
+def test_of_a_fused_matrix_only_values_are_trained(make, fused):
+    """The rows that S2FT trains are those of whole heads' values, and of the same heads as the columns of the last matrix."""
+    model, x = make(), tokens()
+    part = thaw_(model, S2FT(shares={"value": 0.5, "out": 0.5}, seed=2))
+    before = values_of(model, x)
+    (first,) = (w for n, w in part.weights.items() if fused in n and ("0." in n))
+    (last,) = (w for n, w in part.weights.items() if fused not in n and ("0." in n))
+    width = before[0].shape[-1]
+    columns = last.part.index.view(-1, width)
+    with torch.no_grad():
+        first.values += torch.randn(first.values.shape)
+    after = values_of(model, x)
+    changed = (after[0] - before[0]).abs().amax(1) > 1e-6  # [heads, width]
+    assert bool((changed.all(1) == changed.any(1)).all())  # whole heads
+    heads = changed.any(1).nonzero().flatten().tolist()
+    if make is phi3:  # two sets of values for four heads, chosen by themselves
+        assert len(heads) in (1, 2)
+        assert first.values.shape == (6, 24)
+    else:
+        assert heads == [int(c[0]) // width for c in columns]
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x)[0]
+
+
+def test_multihead_attention():
+    torch.manual_seed(0)
+    model = Attending()
+    part = thaw_(model, S2FT(shares={"value": 0.34, "out": 0.34}))
+    rows, columns = (part.weights[f"inner.{n}"].part.index for n in ("in_proj_weight", "out_proj.weight"))
+    assert rows.tolist() == (24 + columns).tolist()
+    assert len(rows) == 4
+
+
+def test_a_gate_and_what_it_gates_in_one_matrix():
+    part = thaw_(phi3(), S2FT(shares={"down": 0.2, "up": 0.2}, seed=3))
+    for layer in range(2):
+        down, up = (
+            part.weights[f"model.layers.{layer}.mlp.{n}.weight"].part.index
+            for n in ("down_proj", "gate_up_proj")
+        )
+        assert up.tolist() == (40 + down).tolist()  # the half that is gated
+
+
+def test_fused_matrices_that_nobody_can_take_apart():
+    attention = nn.ModuleDict({"c_attn": nn.Linear(12, 36), "other": nn.Linear(12, 12)})
+    model = nn.ModuleDict({"h": nn.ModuleDict({"attn": attention})})
+    with pytest.raises(ValueError, match="makes queries and keys as well, and how many is told by"):
+        thaw_(model, S2FT(shares={"value": 0.5}, head=4))
+    attention["c_proj"] = nn.Linear(20, 12)
+    with pytest.raises(ValueError, match="36 outputs, which are not 20 queries, as h"):
+        thaw_(model, S2FT(shares={"value": 0.5}, head=4))
 
 
 def test_both_matrices_of_a_perceptron_choose_the_same_channels():
@@ -185,5 +273,5 @@ def test_heads_that_nobody_knows():
     with pytest.raises(ValueError, match="no multiple of head=5"):
         thaw_(model, S2FT(shares={"out": 0.5}, names={"out": ("1.weight",)}, head=5))
     with pytest.raises(ValueError, match="no weight is called as the value matrix"):
-        thaw_(gpt2(), S2FT(shares={"value": 0.5}))
+        thaw_(model, S2FT(shares={"value": 0.5}))
     assert ow.S2FT is S2FT

@@ -44,7 +44,7 @@ def llama(*, tied: bool = False, layers: int = 2, seed: int = 0, dtype=None, **o
     """A decoder of the usual kind: grouped queries, gated perceptron, no biases."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=24,
+        hidden_size=options.pop("hidden_size", 24),
         intermediate_size=40,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -106,3 +106,35 @@ def bert(seed: int = 0):
         pad_token_id=0,
     )
     return seeded(lambda: transformers.BertModel(config), seed)
+
+
+def phi3(seed: int = 0):
+    """A decoder that makes queries, keys and values in one layer, with grouped queries."""
+    config = transformers.Phi3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    return seeded(lambda: transformers.Phi3ForCausalLM(config), seed)
+
+
+def neox(seed: int = 0):
+    """A decoder that makes query, key and value of one head after another in one layer."""
+    config = transformers.GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    return seeded(lambda: transformers.GPTNeoXForCausalLM(config), seed)

@@ -7,17 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openwork.kernels import native
-from openwork.kernels.group_int4 import (
-    FEW_SAMPLES,
-    GROUP,
-    PADDING,
-    check_groups,
-    decode,
-    groups_in,
-    int4_groups,
-    pack_codes,
-    unpack_codes,
-)
+from openwork.kernels.code_groups import FEW_SAMPLES, GROUP, PADDING, STATISTIC_DTYPES, groups_in
+from openwork.kernels.group_int4 import check_groups, decode, int4_groups, pack_codes, unpack_codes
 from openwork.kernels.linear import ACTIVATIONS
 from openwork.kernels.topology import row_of
 from tests.kernels.matrices import SIZES, SPARSITIES
@@ -57,7 +48,7 @@ def dense_of(codes, scales, zeros, row_ptr, group_col, shape):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @given(
     rows=SIZES, columns=SIZES, batch=st.sampled_from([0, 1, 2, 3, 7, 11, 12, 19, 40, 65]), sparsity=SPARSITIES,
-    bias=st.booleans(), seed=st.integers(0, 99), dtype=st.sampled_from([torch.float16, torch.bfloat16]),
+    bias=st.booleans(), seed=st.integers(0, 99), dtype=st.sampled_from(STATISTIC_DTYPES),
 )  # fmt: skip
 def test_equals_the_dense_product(level, activation, rows, columns, batch, sparsity, bias, seed, dtype):
     arguments, dense = random_groups(rows, columns, sparsity, seed, dtype)
@@ -79,7 +70,7 @@ def test_every_half_is_converted_exactly(level):
     assert torch.equal(int4_groups(*arguments).linear(torch.ones(1, 1))[0], scales.float())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", STATISTIC_DTYPES)
 def test_a_code_that_is_the_zero_is_exactly_zero_and_weights_are_rounded_once(level, dtype):
     generator = torch.Generator().manual_seed(1)
     scales = torch.randn(400, generator=generator).to(dtype)
@@ -191,6 +182,29 @@ def test_leading_dimensions_and_strides(level, shape):
     torch.testing.assert_close(y.double(), F.linear(x.double(), dense) + 1, rtol=1e-5, atol=1e-5)
 
 
+@given(
+    seed=st.integers(0, 99), batch=st.sampled_from([1, 3, 8, 12, 40]), dtype=st.sampled_from(STATISTIC_DTYPES)
+)
+def test_codes_stand_for_the_numbers_of_a_table(level, seed, batch, dtype):
+    (codes, scales, zeros, row_ptr, group_col, shape), _ = random_groups(19, 53, 0.4, seed, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randn(16, generator=generator)
+    x = torch.randn(batch, 53, generator=generator)
+    groups = int4_groups(codes, scales, zeros, row_ptr, group_col, shape, levels)
+    weights = (levels[unpack_codes(codes).long()].double() - zeros.double()[:, None]) * scales.double()[
+        :, None
+    ]
+    dense = torch.zeros(19, groups_in(53), GROUP, dtype=torch.float64)
+    dense[row_of(row_ptr, group_col).long(), group_col.long()] = weights
+    expected = x.double() @ dense.flatten(1)[:, :53].T
+    torch.testing.assert_close(groups.linear(x).double(), expected, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(groups.twin(x, None, "none").double(), expected, rtol=1e-5, atol=5e-5)
+    with pytest.raises(ValueError, match="16 finite numbers"):
+        int4_groups(codes, scales, zeros, row_ptr, group_col, shape, levels[:15])
+    with pytest.raises(ValueError, match="16 finite numbers"):
+        int4_groups(codes, scales, zeros, row_ptr, group_col, shape, levels / 0)
+
+
 def test_more_groups_than_16_bits_name(level):
     columns = 2**20 + 100
     row_ptr, group_col = torch.tensor([0, 2, 3]).int(), torch.tensor([0, 65540, 65541]).int()
@@ -267,7 +281,7 @@ def test_what_does_not_fit_is_refused():
         ((codes.int(), scales, zeros, row_ptr, group_col, shape), TypeError),
         ((codes[1:], scales, zeros, row_ptr, group_col, shape), ValueError),
         ((codes[:, :4], scales, zeros, row_ptr, group_col, shape), ValueError),
-        ((codes, scales.float(), zeros.float(), row_ptr, group_col, shape), TypeError),
+        ((codes, scales.double(), zeros.double(), row_ptr, group_col, shape), TypeError),
         ((codes, scales, zeros.bfloat16(), row_ptr, group_col, shape), TypeError),
         ((codes, scales[1:], zeros, row_ptr, group_col, shape), ValueError),
         ((codes, scales, zeros[1:], row_ptr, group_col, shape), ValueError),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openwork import TRP, Decompose, Linear, regularize, restructure_
-from openwork.factorization import as_matrix, as_weight, energy_rank, nuclear_subgradient
+from openwork.factorization import FORMS, as_matrix, as_weight, energy_rank, nuclear_subgradient, spectrum
 from openwork.layouts.low_rank import LowRankLinear
 from openwork.regularizer import Regularization
 from openwork.testing import batches, check_method, network
@@ -28,11 +28,13 @@ def test_values_with_a_page(cls):
     check_method(cls, SAID)
 
 
-@pytest.mark.parametrize("form", ["channel", "spatial"])
-def test_a_convolution_as_a_matrix_and_back(form):
+@pytest.mark.parametrize(
+    ("form", "shape"), [("channel", (5, 24)), ("spatial", (6, 20)), ("decoupled", (5, 3, 8))]
+)
+def test_a_convolution_as_a_matrix_and_back(form, shape):
     w = random(5, 3, 2, 4)
     matrix = as_matrix(w, form)
-    assert matrix.shape == ((5, 24) if form == "channel" else (6, 20))
+    assert matrix.shape == shape
     assert torch.equal(as_weight(matrix, w.shape, form), w)
     if form == "spatial":
         assert matrix[1 * 2 + 1, 3 * 4 + 2] == w[3, 1, 1, 2]
@@ -47,12 +49,20 @@ def test_the_inner_product_with_the_subgradient_is_the_nuclear_norm(shape):
     thin = random(shape[0], 2) @ random(2, shape[1], seed=1)
     assert int((torch.linalg.svdvals(nuclear_subgradient(thin)) > 0.5).sum()) == 2
     assert not nuclear_subgradient(torch.zeros(3, 4)).any()
+    several = torch.stack([w, torch.zeros_like(w), 3 * random(*shape, seed=2)])
+    each = torch.stack([nuclear_subgradient(one) for one in several])
+    torch.testing.assert_close(nuclear_subgradient(several), each)
 
 
 def test_the_rank_of_an_energy():
     s = torch.tensor([3.0, 2.0, 1.0, 0.0])
     assert [energy_rank(s, e) for e in (0.0, 9 / 14, 0.65, 13 / 14, 0.95, 1.0)] == [1, 1, 2, 2, 3, 3]
     assert energy_rank(torch.zeros(3), 0.5) == 1
+    several = random(4, 6, 5)
+    squares = torch.linalg.svdvals(several).square().sum(0)
+    torch.testing.assert_close(spectrum(torch.linalg.svdvals(several)).square(), squares)
+    assert float(squares.sum()) == pytest.approx(float(several.square().sum()))
+    torch.testing.assert_close(spectrum(s), s)
 
 
 class Run(Regularized):
@@ -94,6 +104,16 @@ def test_at_the_end_weights_are_of_low_rank_and_cutting_again_changes_nothing():
         torch.testing.assert_close((u[:, : int(rank)] * s[: int(rank)]) @ v[: int(rank)], weight)
     assert cut_some
     assert "rank of 4.weight" in run.regularizer.summary()
+
+
+def test_filters_are_cut_to_one_rank_each():
+    run = Run(dataclasses.replace(METHOD, form="decoupled", energy=0.6)).learn(12)
+    ranks = run.regularizer.method.measures(run.regularizer)
+    weight = run.model[0].weight.detach().flatten(2)
+    found = (torch.linalg.svdvals(weight) > 1e-10).sum(1)
+    assert found.tolist() == [int(ranks["rank of 0.weight"])] * len(weight)
+    done = restructure_(run.model, Decompose(value=1e-8, form="decoupled", exclude=("4.*", "7.*")))
+    assert done.after == int(found[0]) * 3 * (2 + 9) < done.before
 
 
 def test_the_ramp_begins_with_the_whole_energy():
@@ -170,21 +190,29 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("form", ["channel", "spatial"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_a_convolution_of_low_rank_is_decomposed_exactly(kind, form):
     conv = CONVOLUTIONS[kind].double()
     shape = conv.weight.shape
     out, inputs, kh, kw = shape
     matrix = as_matrix(conv.weight.detach(), form)
-    thin = random(matrix.shape[0], 2) @ random(2, matrix.shape[1], seed=1)
+    *several, rows, columns = matrix.shape
+    thin = random(*several, rows, 2) @ random(*several, 2, columns, seed=1)
     conv.weight = nn.Parameter(as_weight(thin, shape, form))
     model = nn.Sequential(conv, nn.Flatten())
     x = random(2, inputs, 11, 12)
     y = model(x)
     done = restructure_(model, Decompose(value=1e-6, form=form))
     torch.testing.assert_close(model(x), y, rtol=1e-7, atol=1e-7)
-    wanted = 2 * (inputs * kh * kw + out) if form == "channel" else 2 * (inputs * kh + out * kw)
+    wanted = (
+        2
+        * {
+            "channel": inputs * kh * kw + out,
+            "spatial": inputs * kh + out * kw,
+            "decoupled": out * (inputs + kh * kw),
+        }[form]
+    )
     assert done.after == wanted < done.before
     assert sum(m.weight.numel() for m in model[0]) == wanted
 

@@ -8,9 +8,13 @@
 - :mod:`openwork.testing.promises.resuming`: interrupted and continued, bit for bit.
 - :mod:`openwork.testing.promises.storages`: under a mask or stored alone, the same losses.
 - :mod:`openwork.testing.promises.limits`: with a part switched off, the simpler method.
+- :mod:`openwork.testing.promises.calibrating`: a calibration interrupted after a block and continued, bit for bit.
 - :mod:`openwork.testing.promises.forms`: layers in another form: counted, trained, saved, and multiplied out.
+- :mod:`openwork.testing.promises.merging`: several models in one: zeros kept, and what does not fit refused.
+- :mod:`openwork.testing.promises.blocks`: fewer blocks, and those that stay untouched.
 
-Each is about all methods, about those that choose or keep connections, or about those that give layers other forms.
+Each is about all methods, about those that choose or keep connections, those that give layers other forms, that merge models, or
+that drop blocks.
 """
 
 # A page registers its promises as it is imported, and the suite checks them in that order.
@@ -23,7 +27,10 @@ from openwork.testing.promises import zeros
 from openwork.testing.promises import resuming
 from openwork.testing.promises import storages
 from openwork.testing.promises import limits
+from openwork.testing.promises import calibrating
 from openwork.testing.promises import forms
+from openwork.testing.promises import merging
+from openwork.testing.promises import blocks
 # isort: on
 
 from openwork.testing.registry import PROMISES
@@ -31,10 +38,13 @@ from openwork.testing.registry import PROMISES
 __all__ = [
     "PROMISES",
     "bad_input",
+    "blocks",
     "budget",
+    "calibrating",
     "description",
     "forms",
     "limits",
+    "merging",
     "resuming",
     "storages",
     "surroundings",

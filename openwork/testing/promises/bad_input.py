@@ -17,7 +17,7 @@ from openwork.testing.trial import Trial, attached, plant_zeros, step
 @promise
 def refusal_changes_nothing(trial: Trial) -> None:
     """What cannot be done raises a ValueError before the model has changed."""
-    model = network()
+    model = trial.network()
     before = snapshot(model)
     for impossible in ({"exclude": ("no such layer",)}, {"kept": 10**6}):
         try:

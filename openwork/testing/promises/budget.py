@@ -18,7 +18,7 @@ from openwork.testing.trial import Trial, plant_zeros
 @promise
 def planning_changes_nothing(trial: Trial) -> None:
     """A plan can be made any number of times, is always the same, and leaves the model as it was."""
-    model = network()
+    model = trial.network()
     before = snapshot(model)
     first, second = plan(model, trial.method()), plan(model, trial.method())
     require(str(first) == str(second), f"the second plan differs from the first:\n{first}\n{second}")

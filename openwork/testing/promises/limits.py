@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from openwork.testing.bits import require_same, snapshot
-from openwork.testing.networks import network
 from openwork.testing.registry import promise
 from openwork.testing.trial import Trial, plant_zeros
 
@@ -16,7 +15,7 @@ def limits_are_simpler_methods(trial: Trial) -> None:
     for setting, simpler in trial.method().limits():
         outcomes = []
         for method in (setting, simpler):
-            model = network()
+            model = trial.network()
             plant_zeros(model, method)
             trial.work(method, model)
             outcomes.append(snapshot(model))

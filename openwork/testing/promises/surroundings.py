@@ -22,7 +22,7 @@ def seed_decides(trial: Trial) -> None:
     """The same seed gives the same bits, whatever the global random state, which is left alone."""
     outcomes = []
     for draws in (1, 5):
-        model, method = network(), trial.method()
+        model, method = trial.network(), trial.method()
         plant_zeros(model, method)
         with torch.random.fork_rng(devices=[]):
             torch.rand(draws)
@@ -43,8 +43,8 @@ def dtype_and_device_are_kept(trial: Trial) -> None:
         masks = require_exact(trial, method, model, f"in {dtype}").masks
         for name, t in model.state_dict().items():
             require(
-                (t.dtype, t.device) == described[name],
-                f"{name} was {described[name]}, is {(t.dtype, t.device)}",
+                (t.dtype, t.device) == described.get(name, (dtype, t.device)),
+                f"{name} was {described.get(name, dtype)}, is {(t.dtype, t.device)}",
             )
         for name, mask in masks.items():
             require(mask.dtype == torch.bool, f"the mask of {name} is {mask.dtype}")
@@ -55,7 +55,7 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     """Parameters outside the plan keep every bit, except for what the optimizer does to them; modes,
     gradients and ``requires_grad`` stay as they were.
     """
-    method = trial.method(exclude=("4.*",))
+    method = trial.method(exclude=(*trial.options.get("exclude", ()), "4.*"))
     model = network()
     plant_zeros(model, method)
     planned = plan(model, method)
@@ -63,7 +63,7 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     require(not row.sparse, f"4.weight was excluded by name, and the plan says {row.why!r}")
     thinned = {row.name for row in planned.sparse}
     before = snapshot(model)
-    flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
+    flags = _flags(model)
     if isinstance(method, Training):
         attach(model, SGD(model.parameters(), lr=0.1), method).detach()
     else:
@@ -73,14 +73,22 @@ def what_is_excluded_is_untouched(trial: Trial) -> None:
     require_same(
         before, snapshot(model), "of the parameters and buffers that are not thinned", but=may_change
     )
-    now = [(m.training, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
-    require(flags == now, "training modes or requires_grad have changed")
+    now = _flags(model)  # of what a method has added nothing is said
+    require(
+        all(now[name] == flag for name, flag in flags.items()), "training modes or requires_grad have changed"
+    )
     if isinstance(method, Training):
         model = network()
         plant_zeros(model, method)
         trial.work(method, model)  # the optimizer itself moves none of them, see `attached`
         buffers = {name for name, _ in model.named_buffers()}
         require_same(before, snapshot(model), "of the parameters that are not thinned", but=thinned | buffers)
+
+
+def _flags(model: nn.Module) -> dict[tuple[str, str], bool]:
+    """The mode of every module, and whether each parameter has gradients."""
+    modes = {("module", name): module.training for name, module in model.named_modules()}
+    return modes | {("parameter", name): p.requires_grad for name, p in model.named_parameters()}
 
 
 def _repaired(method: Method, model: nn.Module, thinned: set[str]) -> set[str]:
