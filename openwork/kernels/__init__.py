@@ -4,7 +4,8 @@ The kernels take plain contiguous tensors and know nothing of modules. They are 
 (`torch.ops.openwork.*`), so autograd and `torch.compile` work through them. A page a kernel:
 
 - `index`: the walk a sparse matrix is computed in, made once per topology (`prepare`)
-- `linear`: `Y = activation(X W^T + b)` and its gradients
+- `linear`: `Y = activation(X W^T + b)` and its gradients; `products` the native calls of it, `linear_operators` as operators of
+  PyTorch, `execution` who computes a call
 - `conv`, `planes`: the same for convolutions, and how they see images; `frozen_conv`: for inference
 - `tiles`: `linear` for activations that stay in feature-major tiles
 - `gradient`: the dense gradient at some positions; `ranking`: the largest of very many scores, tile by tile

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from openwork.kernels import native, reference
 from openwork.kernels.conv_index import PreparedConv, prepare_conv
-from openwork.kernels.linear import ACTIVATIONS, is_native
+from openwork.kernels.execution import is_native
 from openwork.kernels.planes import Convolution, Geometry, geometry, group
+from openwork.kernels.products import ACTIVATIONS
 
 __all__ = ["Convolution", "PreparedConv", "conv_weight_gradient", "prepare_conv", "sparse_conv"]
 

@@ -11,8 +11,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from openwork.kernels.execution import is_native
 from openwork.kernels.gradient import gradient_at
-from openwork.kernels.linear import Prepared, is_native, prepare, sparse_linear
+from openwork.kernels.linear import Prepared, prepare, sparse_linear
 from openwork.kernels.tiles import sparse_linear_tiles
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.layer import SparseLayer, check_held, topology_of
