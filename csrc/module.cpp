@@ -49,7 +49,7 @@ NB_MODULE(_native, m) {
   m.attr("levels") = nb::tuple(names);
   m.def("plan_runs", plan_runs, nb::call_guard<nb::gil_scoped_release>());
   m.def("transpose", transpose, nb::call_guard<nb::gil_scoped_release>());
-  m.def("put_in_order", put_in_order, nb::call_guard<nb::gil_scoped_release>());
+  m.def("plan_transposed_runs", plan_transposed_runs, nb::call_guard<nb::gil_scoped_release>());
   m.def("count_below", count_below, nb::call_guard<nb::gil_scoped_release>());
   m.def("merge", merge, nb::call_guard<nb::gil_scoped_release>());
   m.def("sort", openwork::sort, nb::call_guard<nb::gil_scoped_release>());
