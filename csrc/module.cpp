@@ -4,6 +4,7 @@
 #include "index.h"
 #include "positions.h"
 #include "ranking.h"
+#include "topology.h"
 
 namespace nb = nanobind;
 
@@ -55,11 +56,17 @@ NB_MODULE(_native, m) {
   m.def("sort", openwork::sort, nb::call_guard<nb::gil_scoped_release>());
   m.def("count_reached", count_reached, nb::call_guard<nb::gil_scoped_release>());
   m.def("carry", carry, nb::call_guard<nb::gil_scoped_release>());
+  m.def("free_places", free_places, nb::call_guard<nb::gil_scoped_release>());
+  m.def("set_bits", set_bits, nb::call_guard<nb::gil_scoped_release>());
+  m.def("list_bits", list_bits, nb::call_guard<nb::gil_scoped_release>());
+  m.def("rewire", rewire, nb::call_guard<nb::gil_scoped_release>());
+  m.def("lay_flat_marked", lay_flat_marked, nb::call_guard<nb::gil_scoped_release>());
   m.def("cut_into_rows", cut_into_rows, nb::call_guard<nb::gil_scoped_release>());
   m.def("lay_flat", lay_flat, nb::call_guard<nb::gil_scoped_release>());
   m.def("is_topology", is_topology, nb::call_guard<nb::gil_scoped_release>());
   m.def("locate", locate, nb::call_guard<nb::gil_scoped_release>());
   m.def("keep_largest", keep_largest, nb::call_guard<nb::gil_scoped_release>());
   m.def("same_bytes", same_bytes);  // mostly short: letting others run would take longer
+  m.def("mark_farther_from_zero", mark_farther_from_zero, nb::call_guard<nb::gil_scoped_release>());
   m.def("mark_largest", mark_largest, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -23,7 +23,7 @@ from torch import Tensor
 from openwork.graphs import ch3_l3
 from openwork.grid import Grid
 from openwork.kernels.ranking import NOT_FINITE, best
-from openwork.positions import ascending, below, merged, where
+from openwork.positions import Marks, ascending, free_places, merged, where
 
 Tile = tuple[int, Tensor]
 """The scores ``[n]`` of ``n`` consecutive places, and the number of the first of them. A tile holds whole rows, or a part of
@@ -201,18 +201,20 @@ def free_at_random(taken: Tensor, places: int, k: int, generator: torch.Generato
     free = places - taken.numel()
     if not 0 <= k <= free:
         raise ValueError(f"cannot grow {k} connections where {free} of {places} places are free")
-    ranks = distinct(free, k, generator).to(taken.device)
-    # Free place number r is r plus the taken places before it; taken[i] - i is how many free places precede taken[i].
-    free_before = taken - torch.arange(taken.numel(), device=taken.device)
-    return ranks + below(free_before, ranks, or_at=True)
+    return free_places(taken, distinct(free, k, generator).to(taken.device))
 
 
 def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
     """``k`` distinct numbers below ``n``, every set equally likely, sorted, without memory of size ``n`` when ``k`` is small."""
     if 2 * k >= n:
         return ascending(torch.randperm(n, generator=generator)[:k])
-    drawn = torch.empty(0, dtype=torch.int64)
     # Never more are drawn than are missing, so nothing is thrown away but repeats, and no number is favoured.
+    if Marks.suits(n, k):
+        marks, count = Marks(n), 0
+        while count < k:
+            count += marks.add(torch.randint(n, (k - count,), generator=generator))
+        return marks.numbers(k)
+    drawn = torch.empty(0, dtype=torch.int64)
     while drawn.numel() < k:
         more = ascending(torch.randint(n, (k - drawn.numel(),), generator=generator))
         drawn = merged(drawn, more).unique_consecutive()

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from openwork.connections.contract import Connections
+from openwork.connections.rewiring import Rewiring
 from openwork.growth import Tile
+from openwork.kernels import native
+from openwork.kernels.topology import marked_positions, rewired
 from openwork.layouts.csr import CSR
 from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
@@ -66,16 +69,34 @@ class StoredConnections(Connections):
         gradient = self.layer.weight_values.grad
         return torch.zeros_like(self.values) if gradient is None else gradient
 
-    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+    def _move(self, rewiring: Rewiring) -> None:
         parameter, states = self.layer.weight_values, self._states()
-        topology = CSR.from_positions(positions, self.layer.matrix_shape)
+        topology = rewiring.topology(self.layer.matrix_shape)
         self._positions = None  # they are remembered for the length of an update, and take room
         for holder, key in states:  # one after the other: never more than one of them is there twice
-            holder[key] = carried(holder[key], index, stayed)
-        gradient = None if parameter.grad is None else carried(parameter.grad, index, stayed)
+            holder[key] = carried(holder[key], rewiring.origin)
+        gradient = None if parameter.grad is None else carried(parameter.grad, rewiring.origin)
         parameter.grad = None
-        self.layer.adopt_(topology, carried(parameter.detach(), index, stayed))
+        self.layer.adopt_(topology, carried(parameter.detach(), rewiring.origin))
         parameter.grad = gradient
+
+    def _remaining(self, survivors: Tensor) -> Tensor:
+        if not self._in_one_pass:
+            return super()._remaining(survivors)
+        topology = self.layer.topology
+        return marked_positions(topology.crow, topology.col, topology.shape[1], survivors)
+
+    def _joined(self, survivors: Tensor, taken: Tensor, grown: Tensor) -> Rewiring:
+        if not self._in_one_pass:
+            return super()._joined(survivors, taken, grown)
+        old = self.layer.topology
+        crow, col, origin = rewired(old.crow, old.col, old.shape[1], survivors, grown)
+        return Rewiring(CSR(old.shape, crow, col), origin)
+
+    @property
+    def _in_one_pass(self) -> bool:
+        """Whether places are single connections, and the kernels can read where they are."""
+        return self.grid.plain and native.enabled() and self.layer.weight_col.is_cpu
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         at, _ = located(self.positions, positions)

@@ -49,6 +49,25 @@ def largest(scores: Tensor, k: int) -> Tensor:
     return chosen
 
 
+def farther_from_zero(values: Tensor, negative: int, drop: int, drop_negative: int) -> Tensor:
+    """Mark all ``values [n]`` but the ``drop`` of those that are not negative, and the ``drop_negative`` of the ``negative`` others,
+    that are closest to zero: boolean ``[n]``. Of equals the first are not marked. No value is NaN.
+    """
+    if not (native.enabled() and values.is_cpu and values.dtype in (torch.float32, torch.float64)):
+        below = values < 0
+        # In order of value those of the other sign come first: those closest to zero follow them.
+        closest = ~below & reference.largest(-values, negative + drop)
+        closest_negative = below & reference.largest(values, values.numel() - negative + drop_negative)
+        return ~(closest | closest_negative)
+    values = values.detach().contiguous()
+    chosen = torch.empty_like(values, dtype=torch.bool)
+    native.library().mark_farther_from_zero(
+        values.data_ptr(), values.dtype is torch.float64, values.numel(), negative, drop, drop_negative,
+        chosen.data_ptr(), native.threads(values.numel()),
+    )  # fmt: skip
+    return chosen
+
+
 def best(tiles: Iterable[tuple[int, Tensor]], taken: Tensor, k: int) -> Tensor:
     """The ``k`` places of largest score that are not taken, ties to the lowest.
 
