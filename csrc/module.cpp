@@ -65,6 +65,7 @@ NB_MODULE(_native, m) {
   m.def("lay_flat", lay_flat, nb::call_guard<nb::gil_scoped_release>());
   m.def("is_topology", is_topology, nb::call_guard<nb::gil_scoped_release>());
   m.def("locate", locate, nb::call_guard<nb::gil_scoped_release>());
+  m.def("keep_above", keep_above, nb::call_guard<nb::gil_scoped_release>());
   m.def("keep_largest", keep_largest, nb::call_guard<nb::gil_scoped_release>());
   m.def("same_bytes", same_bytes);  // mostly short: letting others run would take longer
   m.def("mark_farther_from_zero", mark_farther_from_zero, nb::call_guard<nb::gil_scoped_release>());

@@ -218,4 +218,17 @@ float keep_largest(Address places_, Address scores_, std::int64_t n, std::int64_
   return threshold;
 }
 
+std::int64_t keep_above(Address places_, Address scores_, std::int64_t n, float threshold) {
+  auto* places = at<std::int64_t>(places_);
+  auto* scores = at<float>(scores_);
+  std::int64_t kept = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float score = scores[i];
+    places[kept] = places[i];
+    scores[kept] = score;
+    kept += score > threshold;
+  }
+  return kept;
+}
+
 }  // namespace openwork

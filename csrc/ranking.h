@@ -17,4 +17,7 @@ void mark_farther_from_zero(Address values, bool wide, std::int64_t n, std::int6
 // Returns the smallest of them. No score is NaN.
 float keep_largest(Address places, Address scores, std::int64_t n, std::int64_t k, int threads);
 
+// Moves those of scores [n] that are above the threshold and their places to the front, in the order they stand in. Returns how many.
+std::int64_t keep_above(Address places, Address scores, std::int64_t n, float threshold);
+
 }  // namespace openwork
