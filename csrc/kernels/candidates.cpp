@@ -2,6 +2,7 @@
 //
 // Every candidate is counted in a histogram. As soon as k of them are in a bin or above it, nothing below that bin is a candidate any
 // more. The bound rises while a tile is looked through, so few are remembered that will not stay.
+#include "scratch.h"
 #include "simd.h"
 #include "tiles.h"
 
@@ -82,7 +83,7 @@ OPENWORK_INLINE void collect(const float* scores, std::int64_t n, std::int64_t p
 
 // Looks through scores [begin, end); true if one of them is NaN or infinite.
 bool look_through(const float* scores, std::int64_t begin, std::int64_t end, std::int64_t first, const std::int64_t* taken,
-                  const std::int64_t* taken_end, std::int64_t k, float& threshold, std::int32_t* histogram, Found& found) {
+                  const std::int64_t* taken_end, std::int64_t k, float threshold, std::int32_t* histogram, Found& found) {
   alignas(64) float block[at_once];
   Vec sum{};  // becomes NaN in a lane that has met NaN or infinity
   bool odd = false;
@@ -141,24 +142,30 @@ KERNEL(candidates, openwork::Address scores_, std::int64_t n, std::int64_t first
   const int shares = threads < most_shares ? threads : most_shares;
   Found found[most_shares];
   bool odd[most_shares];
+  auto* const counts = scratch<std::int32_t>(Scratch::shared, shares * bins);  // what is known, and what a share finds
 #pragma omp parallel for num_threads(shares) schedule(static, 1)
   for (int share = 0; share < shares; ++share) {
     const std::int64_t begin = blocks * share / shares * at_once, end = smaller(n, blocks * (share + 1) / shares * at_once);
     const std::int64_t room = begin + share * overhang;
     found[share] = {places + room, kept + room, 0};
-    std::int32_t counts[bins];  // what is known, and what this share finds
-    for (int bin = 0; bin < bins; ++bin) counts[bin] = histogram[bin];
-    float bound = *threshold;
-    odd[share] = look_through(scores, begin, end, first, taken, taken + taken_count, k, bound, counts, found[share]);
+    std::int32_t* count = counts + share * bins;
+    for (int bin = 0; bin < bins; ++bin) count[bin] = histogram[bin];
+    odd[share] = look_through(scores, begin, end, first, taken, taken + taken_count, k, *threshold, count, found[share]);
   }
   std::int64_t count = 0;
   for (int share = 0; share < shares; ++share) {
-    for (std::int64_t i = 0; i < found[share].count; ++i, ++count) {
-      places[count] = found[share].places[i];
-      kept[count] = found[share].scores[i];
-      ++histogram[bin_of(kept[count])];
+    const Found& more = found[share];
+    if (more.places != places + count) {
+      __builtin_memmove(places + count, more.places, more.count * sizeof(std::int64_t));
+      __builtin_memmove(kept + count, more.scores, more.count * sizeof(float));
     }
+    count += more.count;
     if (odd[share]) state[1] = 1;
+  }
+  for (int bin = 0; bin < bins; ++bin) {
+    std::int32_t all = (1 - shares) * histogram[bin];
+    for (int share = 0; share < shares; ++share) all += counts[share * bins + bin];
+    histogram[bin] = all;
   }
   state[0] += count;
   *threshold = risen(*threshold, histogram, k);

@@ -13,6 +13,7 @@ from openwork.connections.contract import Connections
 from openwork.connections.rewiring import Rewiring
 from openwork.growth import Tile
 from openwork.kernels import native
+from openwork.kernels.ranking import AT_ONCE
 from openwork.kernels.topology import marked_positions, rewired
 from openwork.layouts.csr import CSR
 from openwork.layouts.layer import SparseLayer
@@ -22,9 +23,12 @@ from openwork.positions import carried, located
 from openwork.processes import averaged
 from openwork.weights import Weight
 
-TILE = 1 << 20
-"""Gradient entries that are in memory at once when a stored layer looks for places to grow: 4 MiB, which a cache still holds
-between the product that makes them and the search, and which is work enough for several threads."""
+TILE = AT_ONCE
+"""Gradient entries that are in memory at once when a stored layer looks for places to grow: the caches still hold them between
+the product that makes them and the search, and they are work enough for several threads."""
+
+_ROWS = 16
+"""Rows of the gradient that a kernel makes at a time, for each of two threads as many as it has registers for."""
 
 
 class StoredConnections(Connections):
@@ -129,6 +133,7 @@ class StoredConnections(Connections):
             )
         height = getattr(self.pattern, "height", 1)
         at_once = max(height, TILE // inputs // height * height)
+        at_once = at_once // (_ROWS * height) * _ROWS * height or at_once
         for first in range(0, outputs, at_once):
             last = min(first + at_once, outputs)
             tile = self.layer.gradient_rows(first, last)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openwork.kernels import native, reference
 
-AT_ONCE = 1 << 18
+AT_ONCE = 1 << 19
 """Scores that are looked through at a time: so many candidates there may be beyond those that are kept."""
 
 CANDIDATE_BYTES = 12
