@@ -29,7 +29,7 @@ from torch import Tensor
 from openwork import pattern
 from openwork.compare.machine import machine
 from openwork.compare.roofline import handover, roof
-from openwork.kernels import linear as kernel
+from openwork.kernels import products as kernel
 from openwork.kernels.frozen import freeze, frozen_linear, frozen_linear_tiles
 from openwork.kernels.linear import prepare
 from openwork.kernels.tiles import pack_tiles

@@ -1,4 +1,4 @@
-// Building the walk of a CSR matrix, and its transpose. Plain code: it runs once per topology, and gives the same
+// Building the walk of a CSR matrix, and that of its transpose. Plain code: it runs once per topology, and gives the same
 // for every number of threads.
 #pragma once
 #include "runs.h"
@@ -11,12 +11,16 @@ namespace openwork {
 void plan_runs(Address crow, Address col, std::int64_t rows, std::int64_t columns, std::int64_t block,
                std::int64_t part_count, Address runs, Address buckets, Address parts, int threads);
 
-// The CSR arrays of the transposed matrix, and for each of its nonzeros the position in the original order.
+// The same for the transposed matrix [columns, rows], blocks of whose columns are blocks of rows of the matrix given. Its nonzeros
+// stand in the order in which the runs meet them: walked_col [kept] is the row of each, permutation [kept] its position in the
+// matrix given.
+void plan_transposed_runs(Address crow, Address col, std::int64_t rows, std::int64_t columns, std::int64_t block,
+                          std::int64_t part_count, Address runs, Address buckets, Address parts, Address walked_col,
+                          Address permutation, int threads);
+
+// The CSR arrays of the transposed matrix, and for each of its nonzeros the position in the original order. Columns of a row may come
+// in any order and more than once.
 void transpose(Address crow, Address col, std::int64_t rows, std::int64_t columns, Address transposed_crow,
                Address transposed_col, Address permutation, int threads);
-
-// Columns and permutation in the order in which the runs of a walk meet the nonzeros; the runs are changed to say so.
-void put_in_order(Address runs, Address parts, std::int64_t part_count, Address col, Address permutation, Address ordered_col,
-                  Address ordered_permutation, int threads);
 
 }  // namespace openwork

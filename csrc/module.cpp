@@ -4,6 +4,7 @@
 #include "index.h"
 #include "positions.h"
 #include "ranking.h"
+#include "topology.h"
 
 namespace nb = nanobind;
 
@@ -49,17 +50,24 @@ NB_MODULE(_native, m) {
   m.attr("levels") = nb::tuple(names);
   m.def("plan_runs", plan_runs, nb::call_guard<nb::gil_scoped_release>());
   m.def("transpose", transpose, nb::call_guard<nb::gil_scoped_release>());
-  m.def("put_in_order", put_in_order, nb::call_guard<nb::gil_scoped_release>());
+  m.def("plan_transposed_runs", plan_transposed_runs, nb::call_guard<nb::gil_scoped_release>());
   m.def("count_below", count_below, nb::call_guard<nb::gil_scoped_release>());
   m.def("merge", merge, nb::call_guard<nb::gil_scoped_release>());
   m.def("sort", openwork::sort, nb::call_guard<nb::gil_scoped_release>());
   m.def("count_reached", count_reached, nb::call_guard<nb::gil_scoped_release>());
   m.def("carry", carry, nb::call_guard<nb::gil_scoped_release>());
+  m.def("free_places", free_places, nb::call_guard<nb::gil_scoped_release>());
+  m.def("set_bits", set_bits, nb::call_guard<nb::gil_scoped_release>());
+  m.def("list_bits", list_bits, nb::call_guard<nb::gil_scoped_release>());
+  m.def("rewire", rewire, nb::call_guard<nb::gil_scoped_release>());
+  m.def("lay_flat_marked", lay_flat_marked, nb::call_guard<nb::gil_scoped_release>());
   m.def("cut_into_rows", cut_into_rows, nb::call_guard<nb::gil_scoped_release>());
   m.def("lay_flat", lay_flat, nb::call_guard<nb::gil_scoped_release>());
   m.def("is_topology", is_topology, nb::call_guard<nb::gil_scoped_release>());
   m.def("locate", locate, nb::call_guard<nb::gil_scoped_release>());
+  m.def("keep_above", keep_above, nb::call_guard<nb::gil_scoped_release>());
   m.def("keep_largest", keep_largest, nb::call_guard<nb::gil_scoped_release>());
   m.def("same_bytes", same_bytes);  // mostly short: letting others run would take longer
+  m.def("mark_farther_from_zero", mark_farther_from_zero, nb::call_guard<nb::gil_scoped_release>());
   m.def("mark_largest", mark_largest, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -1,7 +1,7 @@
 #include "positions.h"
 
 #include <algorithm>
-#include <functional>
+#include <bit>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -12,18 +12,22 @@ namespace openwork {
 
 namespace {
 
-// Of the numbers [n] and bounds [m], both in order: where each bound of a share stands. Which list moves on is a coin toss for the
-// processor: it is computed, not branched on.
+// Of the numbers 0 ... n - 1 and bounds [m], both in order: put(j, i) says that the first i numbers are below bound j. Which list moves
+// on is a coin toss for the processor: it is computed, not branched on.
 template <class Below, class Put>
-void meet(const std::int64_t* numbers, std::int64_t n, const std::int64_t* bounds, std::int64_t m, int threads, Below below, Put put) {
+void meet(std::int64_t n, const std::int64_t* bounds, std::int64_t m, int threads, Below below, Put put) {
   in_team(threads, [&](int share) {
     std::int64_t j = share_of(m, share, threads);
     const std::int64_t end = share_of(m, share + 1, threads);
     if (j == end) return;
-    const std::int64_t first = bounds[j];
-    std::int64_t i = std::partition_point(numbers, numbers + n, [&](std::int64_t one) { return below(one, first); }) - numbers;
+    std::int64_t i = 0;
+    for (std::int64_t high = n; i < high;) {
+      const std::int64_t middle = (i + high) / 2;
+      if (below(middle, bounds[j])) i = middle + 1;
+      else high = middle;
+    }
     while (i < n && j < end) {
-      const bool behind = below(numbers[i], bounds[j]);
+      const bool behind = below(i, bounds[j]);
       put(j, i);
       i += behind;
       j += !behind;
@@ -46,10 +50,20 @@ std::int64_t taken_of_one(const std::int64_t* one, std::int64_t n, const std::in
 }  // namespace
 
 void count_below(Address positions, std::int64_t n, Address bounds, std::int64_t m, bool or_at, Address counts_, int threads) {
+  const auto* position = at<const std::int64_t>(positions);
   auto* counts = at<std::int64_t>(counts_);
   const auto put = [counts](std::int64_t j, std::int64_t i) { counts[j] = i; };
-  const auto below = [or_at](std::int64_t a, std::int64_t b) { return a < b + or_at; };
-  meet(at<const std::int64_t>(positions), n, at<const std::int64_t>(bounds), m, threads, below, put);
+  const auto below = [=](std::int64_t i, std::int64_t bound) { return position[i] < bound + or_at; };
+  meet(n, at<const std::int64_t>(bounds), m, threads, below, put);
+}
+
+void free_places(Address taken_, std::int64_t n, Address ranks_, std::int64_t m, Address places_, int threads) {
+  const auto* taken = at<const std::int64_t>(taken_);
+  const auto* ranks = at<const std::int64_t>(ranks_);
+  auto* places = at<std::int64_t>(places_);
+  // Free place number r is r plus the taken places before it; taken[i] - i free places precede taken[i].
+  meet(n, ranks, m, threads, [=](std::int64_t i, std::int64_t rank) { return taken[i] - i <= rank; },
+       [=](std::int64_t j, std::int64_t i) { places[j] = ranks[j] + i; });
 }
 
 void locate(Address positions, std::int64_t n, Address wanted_, std::int64_t m, Address index_, Address found_, int threads) {
@@ -57,21 +71,23 @@ void locate(Address positions, std::int64_t n, Address wanted_, std::int64_t m, 
   const auto* wanted = at<const std::int64_t>(wanted_);
   auto* index = at<std::int64_t>(index_);
   auto* found = at<bool>(found_);
-  meet(position, n, wanted, m, threads, std::less<>{}, [=](std::int64_t j, std::int64_t i) {
+  const auto below = [=](std::int64_t i, std::int64_t bound) { return position[i] < bound; };
+  meet(n, wanted, m, threads, below, [=](std::int64_t j, std::int64_t i) {
     index[j] = i < n ? i : n - 1;
     found[j] = i < n && position[i] == wanted[j];
   });
 }
 
-void carry(Address items_, std::int64_t bytes, Address index_, Address found_, std::int64_t m, Address carried_, int threads) {
-  const auto* index = at<const std::int64_t>(index_);
-  const auto* found = at<const bool>(found_);
+void carry(Address items_, std::int64_t bytes, Address origin_, std::int64_t m, Address carried_, int threads) {
+  const auto* origin = at<const std::int32_t>(origin_);
   const auto of = [&](auto item) {
     const auto* items = at<const decltype(item)>(items_);
     auto* carried = at<decltype(item)>(carried_);
     in_team(threads, [=](int share) {
-      for (std::int64_t j = share_of(m, share, threads); j < share_of(m, share + 1, threads); ++j)
-        carried[j] = found[j] ? items[index[j]] : 0;
+      for (std::int64_t j = share_of(m, share, threads); j < share_of(m, share + 1, threads); ++j) {
+        const std::int32_t none = origin[j] >> 31;  // all bits, or none of them: which it is cannot be guessed
+        carried[j] = items[origin[j] & ~none] & static_cast<decltype(item)>(~std::int64_t{none});
+      }
     });
   };
   if (bytes == 2) of(std::uint16_t{});
@@ -128,6 +144,34 @@ void sort(Address numbers_, std::int64_t n, Address sorted_, int threads) {
   if (from != sorted) std::copy_n(from, n, sorted);
 }
 
+std::int64_t set_bits(Address bits_, Address numbers_, std::int64_t n) {
+  auto* bits = at<std::uint64_t>(bits_);
+  const auto* numbers = at<const std::int64_t>(numbers_);
+  std::int64_t fresh = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint64_t bit = std::uint64_t{1} << (numbers[i] & 63), word = bits[numbers[i] >> 6];
+    fresh += !(word & bit);
+    bits[numbers[i] >> 6] = word | bit;
+  }
+  return fresh;
+}
+
+void list_bits(Address bits_, std::int64_t words, Address numbers_, int threads) {
+  const auto* bits = at<const std::uint64_t>(bits_);
+  auto* numbers = at<std::int64_t>(numbers_);
+  std::vector<std::int64_t> before(threads + 1);
+  in_team(threads, [&](int share) {
+    for (std::int64_t w = share_of(words, share, threads); w < share_of(words, share + 1, threads); ++w)
+      before[share + 1] += std::popcount(bits[w]);
+  });
+  for (int share = 0; share < threads; ++share) before[share + 1] += before[share];
+  in_team(threads, [&](int share) {
+    std::int64_t* next = numbers + before[share];
+    for (std::int64_t w = share_of(words, share, threads); w < share_of(words, share + 1, threads); ++w)
+      for (std::uint64_t word = bits[w]; word; word &= word - 1) *next++ = w * 64 + std::countr_zero(word);
+  });
+}
+
 void count_reached(Address ends_, std::int64_t n, Address points_, std::int64_t m, Address counts_, int threads) {
   const auto* ends = at<const double>(ends_);
   const auto* points = at<const double>(points_);
@@ -149,49 +193,6 @@ void count_reached(Address ends_, std::int64_t n, Address points_, std::int64_t 
       counts[i] = one;
     }
   });
-}
-
-void cut_into_rows(Address positions_, std::int64_t kept, std::int64_t rows, std::int64_t columns, Address crow_,
-                   Address col_) {
-  const auto* position = at<const std::int64_t>(positions_);
-  auto* crow = at<std::int32_t>(crow_);
-  auto* col = at<std::int32_t>(col_);
-  std::int64_t e = 0;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    crow[row] = static_cast<std::int32_t>(e);
-    const std::int64_t begin = row * columns, end = begin + columns;
-    for (; e < kept && position[e] < end; ++e) col[e] = static_cast<std::int32_t>(static_cast<std::uint64_t>(position[e]) - begin);
-  }
-  crow[rows] = static_cast<std::int32_t>(e);
-}
-
-void lay_flat(Address crow_, Address col_, std::int64_t rows, std::int64_t columns, std::int64_t kept, Address positions_) {
-  const auto* crow = at<const std::int32_t>(crow_);
-  const auto* col = at<const std::int32_t>(col_);
-  auto* position = at<std::int64_t>(positions_);
-  for (std::int64_t row = 0; row < rows; ++row)
-    for (std::int64_t e = std::max(crow[row], 0), end = std::min<std::int64_t>(crow[row + 1], kept); e < end; ++e)
-      position[e] = row * columns + col[e];
-}
-
-bool is_topology(Address crow_, Address col_, std::int64_t rows, std::int64_t columns, std::int64_t kept) {
-  const auto* crow = at<const std::int32_t>(crow_);
-  const auto* col = at<const std::int32_t>(col_);
-  if (crow[0] != 0 || crow[rows] != kept) return false;
-  // First the pointers alone: no column is read through one that is out of range.
-  bool falls = false;
-  for (std::int64_t row = 0; row < rows; ++row) falls |= crow[row + 1] < crow[row];
-  if (falls) return false;
-  bool wrong = false;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    std::int64_t before = -1;
-    for (std::int64_t e = crow[row]; e < crow[row + 1]; ++e) {
-      wrong |= col[e] <= before;
-      before = col[e];
-    }
-    wrong |= before >= columns;
-  }
-  return !wrong;
 }
 
 }  // namespace openwork

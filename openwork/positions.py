@@ -16,6 +16,9 @@ from openwork.kernels import native
 _TINY = 1e-200
 """Ends that are all smaller are not scaled to a table."""
 
+_BITS_PER_NUMBER = 256
+"""In a set with more bits than that for each number, looking for those that are set takes longer than sorting."""
+
 _FEW = 16
 """A list so many times shorter than the other is searched for instead of merged."""
 
@@ -67,24 +70,60 @@ def located(positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return index, found
 
 
-def carried(items: Tensor, index: Tensor, found: Tensor) -> Tensor:
-    """``items[index]`` where ``found``, zero elsewhere: what belonged to old positions, at the new ones.
+def origins(positions: Tensor, wanted: Tensor) -> Tensor:
+    """Where each of the sorted ``wanted`` stands among the sorted ``positions``, -1 where it does not."""
+    index, found = located(positions, wanted)
+    return index.masked_fill_(~found, -1)
+
+
+def carried(items: Tensor, origin: Tensor) -> Tensor:
+    """What belonged to old positions, at the new ones: ``items[origin]``, zero where the origin is negative.
 
     Args:
         items: ``[n]`` of any dtype.
-        index, found: ``[m]``, as :func:`located` gives them.
+        origin: ``[m]``, int32 or int64, as :func:`origins` gives them.
     """
     if not items.numel():
-        return items.new_zeros(index.numel())
-    if not _native(index) or items.device.type != "cpu" or items.itemsize not in (2, 4, 8):
-        return items.index_select(0, index).index_fill_(0, where(~found), 0)
-    items, index, found = items.detach().contiguous(), index.contiguous(), found.contiguous()
-    moved = items.new_empty(index.numel())
+        return items.new_zeros(origin.numel())
+    if not native.enabled() or items.device.type != "cpu" or items.itemsize not in (2, 4, 8):
+        return items.index_select(0, origin.clamp(min=0)).index_fill_(0, where(origin < 0), 0)
+    items, origin = items.detach().contiguous(), origin.int().contiguous()
+    moved = items.new_empty(origin.numel())
     native.library().carry(
-        items.data_ptr(), items.itemsize, index.data_ptr(), found.data_ptr(), index.numel(), moved.data_ptr(),
-        _threads(index),
-    )  # fmt: skip
+        items.data_ptr(),
+        items.itemsize,
+        origin.data_ptr(),
+        origin.numel(),
+        moved.data_ptr(),
+        _threads(origin),
+    )
     return moved
+
+
+def free_places(taken: Tensor, ranks: Tensor) -> Tensor:
+    """The free places of the given ranks: free place number 0 is the first one that is not taken.
+
+    Args:
+        taken: sorted int64, without repeats.
+        ranks: sorted int64 ``[m]``.
+
+    Returns:
+        Sorted int64 ``[m]``.
+    """
+    if not _native(taken, ranks) or _FEW * ranks.numel() < taken.numel():
+        # taken[i] - i is how many free places precede taken[i].
+        free_before = taken - torch.arange(taken.numel(), device=taken.device)
+        return ranks + below(free_before, ranks, or_at=True)
+    taken, ranks, places = taken.contiguous(), ranks.contiguous(), torch.empty_like(ranks)
+    native.library().free_places(
+        taken.data_ptr(),
+        taken.numel(),
+        ranks.data_ptr(),
+        ranks.numel(),
+        places.data_ptr(),
+        _threads(taken, ranks),
+    )
+    return places
 
 
 def merged(one: Tensor, other: Tensor) -> Tensor:
@@ -109,12 +148,43 @@ def ascending(positions: Tensor) -> Tensor:
     return ordered
 
 
+class Marks:
+    """A set of numbers below ``n``, a bit each: what is drawn in any order comes out in order, and once."""
+
+    def __init__(self, n: int) -> None:
+        self._bits = torch.zeros(-(-n // 64), dtype=torch.int64)
+
+    @staticmethod
+    def suits(n: int, count: int) -> bool:
+        """Whether setting bits is the way to put ``count`` numbers below ``n`` in order: there are not many more of them."""
+        return native.enabled() and n <= _BITS_PER_NUMBER * count
+
+    def add(self, numbers: Tensor) -> int:
+        """Add int64 numbers on the CPU; returns how many were not there yet."""
+        numbers = numbers.contiguous()
+        fresh: int = native.library().set_bits(self._bits.data_ptr(), numbers.data_ptr(), numbers.numel())
+        return fresh
+
+    def numbers(self, count: int) -> Tensor:
+        """All of them in order, int64 ``[count]``; ``count`` is how many there are."""
+        listed = torch.empty(count, dtype=torch.int64)
+        native.library().list_bits(
+            self._bits.data_ptr(), self._bits.numel(), listed.data_ptr(), native.threads(self._bits.numel())
+        )
+        return listed
+
+
 def distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
     """``k`` distinct numbers below ``n``, every set equally likely, sorted, without memory of size ``n`` when ``k`` is small."""
     if 2 * k >= n:
         return ascending(torch.randperm(n, generator=generator)[:k])
-    drawn = torch.empty(0, dtype=torch.int64)
     # Never more are drawn than are missing, so nothing is thrown away but repeats, and no number is favoured.
+    if Marks.suits(n, k):
+        marks, count = Marks(n), 0
+        while count < k:
+            count += marks.add(torch.randint(n, (k - count,), generator=generator))
+        return marks.numbers(k)
+    drawn = torch.empty(0, dtype=torch.int64)
     while drawn.numel() < k:
         more = ascending(torch.randint(n, (k - drawn.numel(),), generator=generator))
         drawn = merged(drawn, more).unique_consecutive()

@@ -81,6 +81,35 @@ def test_a_method_stores_what_it_would_mask(method):
     assert same(masked, stored)
 
 
+def test_a_layer_that_stays_dense_may_be_held_whole():
+    method = StaticRandom(sparsity=0.8, exclude=("7.*",))
+    model, usual = network(), network()
+    dense = model[7].weight.detach().clone()
+    replaced = to_sparse_(model, method, whole=("7.*",))
+    to_sparse_(usual, method)
+    assert type(usual[7]) is nn.Linear
+    assert replaced["7.weight"].density == 1.0
+    assert torch.equal(model[7].weight, dense)
+    sparsifier = attach(model, torch.optim.SGD(model.parameters(), lr=0.1), method)
+    assert set(sparsifier.masks) == {"0.weight", "4.weight"}
+    x = batches(1)[0][0]
+    torch.testing.assert_close(model(x), usual(x))
+    assert torch.equal(to_dense_(model)["7.weight"], torch.ones_like(dense, dtype=torch.bool))
+    assert torch.equal(model[7].weight, dense)
+
+
+def test_what_cannot_be_held_whole_is_told_and_nothing_changed():
+    model = network()
+    before = copy.deepcopy(model)
+    for glob in ("fc*", "4.*", "1.*"):  # unknown, sparse already, no layer of the kind
+        with pytest.raises(
+            ValueError, match=rf"whole: '{glob}' matches none .*: 7.weight".replace("*", r"\*", 1)
+        ):
+            to_sparse_(model, StaticRandom(sparsity=0.8, exclude=("7.*",)), whole=(glob,))
+    assert same(model, before)
+    assert not any(isinstance(m, SparseLayer) for m in model)
+
+
 def test_modes_and_flags_move_along():
     model = network().eval()
     model[4].weight.requires_grad_(False)

@@ -1,8 +1,8 @@
 """The kept connections of one parameter, masked or stored.
 
 A method sees a parameter only through :class:`Connections`: active connections sorted by position, their values and
-gradients, a way to choose others, :meth:`Connections.rewired`, and one to take them over, :meth:`Connections.adopt`. Two
-storages implement it:
+gradients, a way to choose others, :meth:`Connections.rewired`, and one to take them over, :meth:`Connections.adopt`. What is
+chosen waits as a :class:`Rewiring`. Two storages implement it:
 
 - :class:`MaskedConnections`: the parameter is an ordinary dense tensor with exact zeros, or a shard of one;
 - :class:`StoredConnections`: a layer holds only the kept values and their indices, and so does the optimizer.
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from openwork.connections.contract import Connections
 from openwork.connections.latent import LatentConnections, require_latent
 from openwork.connections.masked import MaskedConnections
+from openwork.connections.rewiring import Rewiring
 from openwork.connections.stored import StoredConnections
 from openwork.patterns import Pattern
 from openwork.weights import Weight
@@ -28,6 +29,7 @@ __all__ = [
     "Connections",
     "LatentConnections",
     "MaskedConnections",
+    "Rewiring",
     "StoredConnections",
     "connect",
     "require_latent",

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from openwork.connections.rewiring import Rewiring
 from openwork.grid import Grid, top_k
 from openwork.growth import Growth, Tile
 from openwork.patterns import Pattern
-from openwork.positions import located, merged, where
+from openwork.positions import merged, origins, where
 from openwork.weights import Weight
 
 
@@ -65,7 +66,7 @@ class Connections(ABC):
     def replace(self, positions: Tensor) -> None:
         """Make the sorted ``positions`` the active ones. Connections that stay keep value and optimizer state bit for bit,
         new ones start with zero in both, and those that leave are zero in both."""
-        self._take(positions, *located(self.positions, positions))
+        self._take(self.becoming(positions))
 
     def follow(self, copy: Connections) -> None:
         """From now on let the connections of a copy of the parameter move with these."""
@@ -73,13 +74,17 @@ class Connections(ABC):
         copy.replace(self.positions)
         self._followers.append(copy)
 
-    def _take(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+    def becoming(self, positions: Tensor) -> Rewiring:
+        """What makes the sorted ``positions`` the active ones. Nothing is changed."""
+        return Rewiring(positions, origins(self.positions, positions))
+
+    def _take(self, rewiring: Rewiring) -> None:
         for one in (self, *self._followers):
-            one._move(positions, index, stayed)
+            one._move(rewiring)
 
     @abstractmethod
-    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
-        """:meth:`replace`, told which of the new positions are active and go on, and the places of those among the old."""
+    def _move(self, rewiring: Rewiring) -> None:
+        """:meth:`replace`, told where each connection comes from."""
 
     @abstractmethod
     def write(self, positions: Tensor, values: Tensor) -> None:
@@ -170,8 +175,8 @@ class Connections(ABC):
 
     def rewired(
         self, survivors: Tensor, growth: Growth, generator: torch.Generator, vacant: Tensor | None = None
-    ) -> Tensor:
-        """The connections there would be if the places that do not survive were dropped and new ones grown. Nothing is changed.
+    ) -> Rewiring:
+        """What there would be if the places that do not survive were dropped and new ones grown. Nothing is changed.
 
         Connections that were just dropped may be grown again, as in the reference implementation of RigL; they keep value and
         state then.
@@ -183,30 +188,35 @@ class Connections(ABC):
             vacant: int64 ``[rows]``, how many places to grow in each row of the grid; as many as were dropped by default.
 
         Returns:
-            Sorted positions: what :meth:`adopt` takes.
+            What :meth:`adopt` takes.
         """
-        atoms = self.atoms()
-        taken = atoms[where(survivors)]
+        taken = self._remaining(survivors)
         vacant = self.counted(~survivors) if vacant is None else vacant
-        places = merged(taken, growth.places(self, taken, vacant, generator))
-        return places if self.grid.plain else self.grid.positions_of(places)
+        return self._joined(survivors, taken, growth.places(self, taken, vacant, generator))
 
-    def adopt(self, positions: Tensor, goes_on: Tensor | None = None) -> Tensor:
-        """Make the sorted ``positions`` the active ones, see :meth:`replace`.
+    def _remaining(self, survivors: Tensor) -> Tensor:
+        """The sorted places that survive."""
+        return self.atoms()[where(survivors)]
+
+    def _joined(self, survivors: Tensor, taken: Tensor, grown: Tensor) -> Rewiring:
+        """The places that survive, which are those ``taken``, together with the ``grown`` ones."""
+        places = merged(taken, grown)
+        return self.becoming(places if self.grid.plain else self.grid.positions_of(places))
+
+    def adopt(self, rewiring: Rewiring, goes_on: Tensor | None = None) -> Rewiring:
+        """Do what was planned by :meth:`rewired` or :meth:`becoming` since the last change, see :meth:`replace`.
 
         Args:
-            positions: int64, see :meth:`rewired`.
+            rewiring: the connections there are to be.
             goes_on: boolean ``[kept]``, which of the connections that are active now keep value and optimizer state; the others
-                begin anew even if they are among ``positions``. All by default.
+                begin anew even if they are among them. All by default.
 
         Returns:
-            Sorted positions of the connections that are new, or begin anew.
+            What was done: its :attr:`~Rewiring.fresh` connections are those that are new, or begin anew.
         """
-        index, stayed = located(self.positions, positions)
-        if goes_on is not None:
-            stayed &= goes_on[index]
-        self._take(positions, index, stayed)
-        return positions[where(~stayed)]
+        rewiring = rewiring if goes_on is None else rewiring.beginning_anew(goes_on)
+        self._take(rewiring)
+        return rewiring
 
     def remembered(self) -> dict[str, Tensor]:
         """What is known beyond weights and topology, by name, for a checkpoint: what :meth:`recall` takes."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from openwork.connections.masked import MaskedConnections
+from openwork.connections.rewiring import Rewiring
 from openwork.patterns import Pattern
 from openwork.plan import Plan
 from openwork.positions import where
@@ -152,8 +153,8 @@ class LatentConnections(MaskedConnections):
             tensor.copy_(remembered[what])
         self._show()
 
-    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
-        self._set(positions)
+    def _move(self, rewiring: Rewiring) -> None:
+        self._set(rewiring.positions)
         self._show()
 
     def _show(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from openwork.connections.contract import Connections
+from openwork.connections.rewiring import Rewiring
 from openwork.connections.taps import Taps
 from openwork.growth import Tile
 from openwork.patterns import Pattern
@@ -78,14 +79,14 @@ class MaskedConnections(Connections):
             return torch.zeros_like(self.values)
         return self._at(self._whole(self._held(gradient)), self.positions)
 
-    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
-        self._set(positions)
+    def _move(self, rewiring: Rewiring) -> None:
+        self._set(rewiring.positions)
         self.after_step()
 
-    def adopt(self, positions: Tensor, goes_on: Tensor | None = None) -> Tensor:
+    def adopt(self, rewiring: Rewiring, goes_on: Tensor | None = None) -> Rewiring:
         if goes_on is not None:  # what is masked out on the way is zero when it comes back
             self.replace(self.positions[goes_on])
-        return super().adopt(positions)
+        return super().adopt(rewiring, goes_on)
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         flat = self.weight.oriented(self.weight.parameter.detach())

@@ -10,7 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from openwork.connections.contract import Connections
+from openwork.connections.rewiring import Rewiring
 from openwork.growth import Tile
+from openwork.kernels import native
+from openwork.kernels.ranking import AT_ONCE
+from openwork.kernels.topology import marked_positions, rewired
 from openwork.layouts.csr import CSR
 from openwork.layouts.layer import SparseLayer
 from openwork.layouts.linear import SparseLinear
@@ -19,9 +23,12 @@ from openwork.positions import carried, located
 from openwork.processes import averaged
 from openwork.weights import Weight
 
-TILE = 1 << 20
-"""Gradient entries that are in memory at once when a stored layer looks for places to grow: 4 MiB, which a cache still holds
-between the product that makes them and the search, and which is work enough for several threads."""
+TILE = AT_ONCE
+"""Gradient entries that are in memory at once when a stored layer looks for places to grow: the caches still hold them between
+the product that makes them and the search, and they are work enough for several threads."""
+
+_ROWS = 16
+"""Rows of the gradient that a kernel makes at a time, for each of two threads as many as it has registers for."""
 
 
 class StoredConnections(Connections):
@@ -66,16 +73,34 @@ class StoredConnections(Connections):
         gradient = self.layer.weight_values.grad
         return torch.zeros_like(self.values) if gradient is None else gradient
 
-    def _move(self, positions: Tensor, index: Tensor, stayed: Tensor) -> None:
+    def _move(self, rewiring: Rewiring) -> None:
         parameter, states = self.layer.weight_values, self._states()
-        topology = CSR.from_positions(positions, self.layer.matrix_shape)
+        topology = rewiring.topology(self.layer.matrix_shape)
         self._positions = None  # they are remembered for the length of an update, and take room
         for holder, key in states:  # one after the other: never more than one of them is there twice
-            holder[key] = carried(holder[key], index, stayed)
-        gradient = None if parameter.grad is None else carried(parameter.grad, index, stayed)
+            holder[key] = carried(holder[key], rewiring.origin)
+        gradient = None if parameter.grad is None else carried(parameter.grad, rewiring.origin)
         parameter.grad = None
-        self.layer.adopt_(topology, carried(parameter.detach(), index, stayed))
+        self.layer.adopt_(topology, carried(parameter.detach(), rewiring.origin))
         parameter.grad = gradient
+
+    def _remaining(self, survivors: Tensor) -> Tensor:
+        if not self._in_one_pass:
+            return super()._remaining(survivors)
+        topology = self.layer.topology
+        return marked_positions(topology.crow, topology.col, topology.shape[1], survivors)
+
+    def _joined(self, survivors: Tensor, taken: Tensor, grown: Tensor) -> Rewiring:
+        if not self._in_one_pass:
+            return super()._joined(survivors, taken, grown)
+        old = self.layer.topology
+        crow, col, origin = rewired(old.crow, old.col, old.shape[1], survivors, grown)
+        return Rewiring(CSR(old.shape, crow, col), origin)
+
+    @property
+    def _in_one_pass(self) -> bool:
+        """Whether places are single connections, and the kernels can read where they are."""
+        return self.grid.plain and native.enabled() and self.layer.weight_col.is_cpu
 
     def write(self, positions: Tensor, values: Tensor) -> None:
         at, _ = located(self.positions, positions)
@@ -108,6 +133,7 @@ class StoredConnections(Connections):
             )
         height = getattr(self.pattern, "height", 1)
         at_once = max(height, TILE // inputs // height * height)
+        at_once = at_once // (_ROWS * height) * _ROWS * height or at_once
         for first in range(0, outputs, at_once):
             last = min(first + at_once, outputs)
             tile = self.layer.gradient_rows(first, last)

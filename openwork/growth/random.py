@@ -11,7 +11,7 @@ from torch import Tensor
 from openwork.grid import Grid
 from openwork.growth.contract import Growth, Site, Tile
 from openwork.growth.ranking import best_free
-from openwork.positions import below, distinct
+from openwork.positions import distinct, free_places
 
 _TINY = 1e-300
 """Weight of what has none when something is drawn: only taken when nothing else is left."""
@@ -56,10 +56,7 @@ def free_at_random(taken: Tensor, places: int, k: int, generator: torch.Generato
     free = places - taken.numel()
     if not 0 <= k <= free:
         raise ValueError(f"cannot grow {k} connections where {free} of {places} places are free")
-    ranks = distinct(free, k, generator).to(taken.device)
-    # Free place number r is r plus the taken places before it; taken[i] - i is how many free places precede taken[i].
-    free_before = taken - torch.arange(taken.numel(), device=taken.device)
-    return ranks + below(free_before, ranks, or_at=True)
+    return free_places(taken, distinct(free, k, generator).to(taken.device))
 
 
 def _random_tiles(

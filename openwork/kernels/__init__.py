@@ -4,7 +4,8 @@ The kernels take plain contiguous tensors and know nothing of modules. They are 
 (`torch.ops.openwork.*`), so autograd and `torch.compile` work through them. A page a kernel:
 
 - `index`: the walk a sparse matrix is computed in, made once per topology (`prepare`)
-- `linear`: `Y = activation(X W^T + b)` and its gradients
+- `linear`: `Y = activation(X W^T + b)` and its gradients; `products` the native calls of it, `linear_operators` as operators of
+  PyTorch, `execution` who computes a call
 - `conv`, `planes`: the same for convolutions, and how they see images (`conv_index`, `conv_operators`,
   `conv_product`: what they walk, differentiate and call); `frozen_conv`, `block_conv`: for
   inference, one by one or in blocks of channels; `depthwise`: where channels are kept apart

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import linear
+from openwork.kernels.execution import is_traced
 from openwork.kernels.index import Prepared
+from openwork.kernels.products import run_gradients, run_linear
 from openwork.kernels.tiles import pack_rows, pack_tiles, unpack_rows, unpack_tiles
 
 
@@ -45,7 +47,7 @@ def chained_linear(x: Tensor, stages: Sequence[Stage]) -> Tensor:
     `linear.sparse_linear`, bit for bit. Differentiable in x, values and biases, twice.
 
     Args:
-        x: float32 on the CPU, as are all values and biases (`linear.is_native`).
+        x: float32 on the CPU, as are all values and biases (`execution.is_native`).
         stages: fit each other.
 
     Raises:
@@ -58,7 +60,7 @@ def chained_linear(x: Tensor, stages: Sequence[Stage]) -> Tensor:
             raise ValueError(f"stage {i} takes {inputs} features, and what comes before it gives {width}.")
         width = outputs
     parameters = [tensor for stage in stages for tensor in (stage.values, stage.bias)]
-    if linear.is_traced(x, *parameters):
+    if is_traced(x, *parameters):
         return _composed(x, stages)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
         y: Tensor = _Chained.apply(x, stages, *parameters)  # type: ignore[no-untyped-call]
@@ -80,7 +82,7 @@ def _forward(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
     for stage in stages:
         batch = x.shape[0] if stage is stages[-1] else None
         activations.append(
-            linear.run_linear(
+            run_linear(
                 activations[-1],
                 stage.prepared.walk,
                 stage.prepared.shape[0],
@@ -115,7 +117,7 @@ class _Chained(torch.autograd.Function):
         for i in range(len(stages) - 1, first - 1, -1):
             assert gradient is not None
             stage, further = stages[i], wants_x or i > first
-            gradient, found[2 * i], found[2 * i + 1] = linear.run_gradients(
+            gradient, found[2 * i], found[2 * i + 1] = run_gradients(
                 activations[i],
                 gradient,
                 stage.prepared.walk,

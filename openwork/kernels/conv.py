@@ -18,8 +18,9 @@ from torch import Tensor
 from openwork.kernels import reference
 from openwork.kernels.conv_index import PreparedConv, prepare_conv
 from openwork.kernels.conv_operators import numbers_of
-from openwork.kernels.linear import ACTIVATIONS, is_native
+from openwork.kernels.execution import is_native
 from openwork.kernels.planes import Convolution
+from openwork.kernels.products import ACTIVATIONS
 
 __all__ = ["Convolution", "PreparedConv", "conv_weight_gradient", "prepare_conv", "sparse_conv"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from openwork.kernels import native
-from openwork.kernels.linear import ACTIVATIONS
+from openwork.kernels.products import ACTIVATIONS
 from openwork.kernels.planes import Geometry
 
 

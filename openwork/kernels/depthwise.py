@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from openwork.kernels import native, reference
 from openwork.kernels.blocked import size_of
 from openwork.kernels.conv_product import Bound
-from openwork.kernels.linear import ACTIVATIONS
+from openwork.kernels.products import ACTIVATIONS
 from openwork.kernels.planes import Convolution
 
 

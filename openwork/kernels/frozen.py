@@ -13,7 +13,9 @@ from torch import Tensor
 
 from openwork.kernels import linear, native, reference
 from openwork.kernels import tiles as tiles_of
+from openwork.kernels.execution import is_traced
 from openwork.kernels.index import Prepared
+from openwork.kernels.products import run_linear
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
@@ -83,7 +85,7 @@ def frozen_linear(x: Tensor, frozen: Frozen, bias: Tensor | None = None, activat
             x, frozen.weights, prepared.positions, prepared.shape, bias, activation
         )
     rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
-    compute = torch.ops.openwork.frozen_linear if linear.is_traced(rows, bias) else _frozen_linear
+    compute = torch.ops.openwork.frozen_linear if is_traced(rows, bias) else _frozen_linear
     y: Tensor = compute(rows, frozen.weights, bias, frozen.prepared.walk, outputs, activation)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
@@ -105,10 +107,10 @@ def frozen_linear_tiles(
         y = frozen_linear(tiles.transpose(1, 2), frozen, bias, activation).transpose(1, 2).contiguous()
         return y if batch is None else reference.unpack_tiles(y, batch)
     walk = frozen.prepared.walk
-    if linear.is_traced(tiles, bias):
+    if is_traced(tiles, bias):
         y = torch.ops.openwork.frozen_linear(tiles, frozen.weights, bias, walk, outputs, activation)
         return y if batch is None else tiles_of.unpack_tiles(y, batch)
-    return linear.run_linear(
+    return run_linear(
         tiles, walk, outputs, words=frozen.weights, bias=bias, activation=activation, batch=batch
     )
 
@@ -116,7 +118,7 @@ def frozen_linear_tiles(
 def _frozen_linear(
     x: Tensor, words: Tensor, bias: Tensor | None, walk: list[Tensor], outputs: int, activation: str
 ) -> Tensor:
-    return linear.run_linear(x, walk, outputs, words=words, bias=bias, activation=activation)
+    return run_linear(x, walk, outputs, words=words, bias=bias, activation=activation)
 
 
 _library.impl("frozen_linear", _frozen_linear, "CPU")

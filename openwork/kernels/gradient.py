@@ -1,15 +1,57 @@
-"""The gradient of the dense weight, `G = dY^T X`, at some positions. G is never stored.
+"""The gradient of the dense weight, `G = dY^T X`: some rows of it, or some positions. G is never stored.
 
 Where it is largest is found by walking it in tiles of rows, see `openwork.kernels.ranking`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from openwork.kernels import linear
+from openwork.kernels import linear, native
+from openwork.kernels.execution import is_native
 from openwork.kernels.index import prepare
+
+
+def gradient_rows(pairs: Sequence[tuple[Tensor, Tensor]], first: int, last: int) -> Tensor:
+    """Rows `first` to `last` of `dy^T x`, summed over pairs of x and dy.
+
+    Natively for float32 on the CPU, where the bits do not depend on the number of threads, nor on how rows are cut into tiles.
+
+    Args:
+        pairs: one at least of x [batch, columns] and dy [batch, rows]; batches may differ.
+
+    Returns:
+        [last - first, columns].
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    rows, columns = _shape(*pairs[0])
+    for x, dy in pairs:
+        if _shape(x, dy) != (rows, columns):
+            raise ValueError(f"pairs must agree: a gradient {rows} x {columns} and one {_shape(x, dy)}.")
+    if not 0 <= first <= last <= rows:
+        raise ValueError(f"rows {first} to {last} are not among the {rows} of the gradient.")
+    if not is_native(*(tensor for pair in pairs for tensor in pair)):
+        total = pairs[0][1][:, first:last].T @ pairs[0][0]
+        for x, dy in pairs[1:]:
+            total.addmm_(dy[:, first:last].T, x)
+        return total
+    entries = pairs[0][0].new_empty(last - first, columns)
+    filled = False
+    for x, dy in pairs:
+        if x.shape[0] == 0:
+            continue
+        x, dy = x.contiguous(), dy.contiguous()
+        native.kernels().dense_gradient(
+            x.data_ptr(), dy.data_ptr(), x.shape[0], columns, rows, first, last, filled, entries.data_ptr(),
+            native.threads(x.shape[0] * entries.numel()),
+        )  # fmt: skip
+        filled = True
+    return entries if filled else entries.zero_()
 
 
 def gradient_at(x: Tensor, dy: Tensor, positions: Tensor) -> Tensor:

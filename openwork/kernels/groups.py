@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import linear, native, reference
+from openwork.kernels.execution import is_traced
 from openwork.kernels.index import part_count
 from openwork.kernels.topology import flat_positions, row_of, validate
 
@@ -80,7 +81,7 @@ class Groups:
             values, positions = self.arrays
             return reference.sparse_linear(x, values, positions, self.shape, bias, activation)
         rows = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
-        compute = torch.ops.openwork.grouped_linear if linear.is_traced(rows, bias) else _grouped_linear
+        compute = torch.ops.openwork.grouped_linear if is_traced(rows, bias) else _grouped_linear
         y: Tensor = compute(
             rows, bias, self.arrays, outputs, self.height, self.settings, self.blocks, self.kernel, activation
         )

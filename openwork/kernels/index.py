@@ -109,12 +109,7 @@ class Prepared(Nonzeros):
         front to back. Its fifth tensor has for each of its nonzeros the position in CSR order, int32 [kept].
         """
         if self._transposed is None:
-            rows, columns = self.shape
-            crow, col, permutation = torch.ops.openwork.transpose(self.crow, self.col, columns)
-            col, runs, buckets, parts = _walk(crow, col, (columns, rows), self.walk[2].shape[0])
-            if runs.numel():
-                runs, col, permutation = torch.ops.openwork.in_order(runs, parts, col, permutation)
-            self._transposed = [col, runs, buckets, parts, permutation]
+            self._transposed = _transposed_walk(self.crow, self.col, self.shape, self.walk[2].shape[0])
         return self._transposed
 
 
@@ -177,6 +172,19 @@ def _walk(crow: Tensor, col: Tensor, shape: tuple[int, int], parts: int) -> list
     return [col, *torch.ops.openwork.plan_runs(crow, col, rows, columns, block, parts)]
 
 
+def _transposed_walk(crow: Tensor, col: Tensor, shape: tuple[int, int], parts: int) -> list[Tensor]:
+    rows, columns = shape
+    if not (native.enabled() and crow.device.type == "cpu"):
+        nothing = crow.new_zeros(0)
+        _, row, permutation = torch.ops.openwork.transpose(crow, col, columns)
+        return [row, nothing, nothing, nothing, permutation]
+    block = block_columns(columns, rows, col.numel())
+    runs, buckets, bounds, row, permutation = torch.ops.openwork.plan_transposed_runs(
+        crow, col, rows, columns, block, parts
+    )
+    return [row, runs, buckets, bounds, permutation]
+
+
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define(
     "plan_runs(Tensor crow, Tensor col, SymInt rows, SymInt columns, SymInt block, SymInt parts)"
@@ -184,15 +192,17 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "transpose(Tensor crow, Tensor col, SymInt columns) -> (Tensor, Tensor, Tensor)",
+    "plan_transposed_runs(Tensor crow, Tensor col, SymInt rows, SymInt columns, SymInt block, SymInt parts)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "in_order(Tensor runs, Tensor parts, Tensor col, Tensor permutation) -> (Tensor, Tensor, Tensor)",
+    "transpose(Tensor crow, Tensor col, SymInt columns) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 Three = tuple[Tensor, Tensor, Tensor]
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _runs_fake(crow: Tensor, col: Tensor, rows: int, columns: int, block: int, parts: int) -> Three:
@@ -209,6 +219,21 @@ def _plan_runs(crow: Tensor, col: Tensor, rows: int, columns: int, block: int, p
     addresses = [tensor.data_ptr() for tensor in planned]
     threads = native.threads(col.numel())
     native.library().plan_runs(
+        crow.data_ptr(), col.data_ptr(), rows, columns, block, parts, *addresses, threads
+    )
+    return planned
+
+
+def _transposed_fake(crow: Tensor, col: Tensor, rows: int, columns: int, block: int, parts: int) -> Five:
+    planned = _runs_fake(crow, col, columns, rows, block, parts)
+    return *planned, torch.empty_like(col), torch.empty_like(col)
+
+
+def _plan_transposed_runs(crow: Tensor, col: Tensor, rows: int, columns: int, block: int, parts: int) -> Five:
+    planned = _transposed_fake(crow, col, rows, columns, block, parts)
+    addresses = [tensor.data_ptr() for tensor in planned]
+    threads = native.threads(col.numel())
+    native.library().plan_transposed_runs(
         crow.data_ptr(), col.data_ptr(), rows, columns, block, parts, *addresses, threads
     )
     return planned
@@ -237,24 +262,10 @@ def _transpose_reference(crow: Tensor, col: Tensor, columns: int) -> Three:
     return start.to(crow.dtype), row_of(crow, col)[order].to(col.dtype), order.to(col.dtype)
 
 
-def _in_order(runs: Tensor, parts: Tensor, col: Tensor, permutation: Tensor) -> Three:
-    """The same walk with the nonzeros standing in the order in which the runs meet them."""
-    runs, ordered = runs.clone(), (torch.empty_like(col), torch.empty_like(permutation))
-    addresses = [t.data_ptr() for t in (col, permutation, *ordered)]
-    native.library().put_in_order(
-        runs.data_ptr(), parts.data_ptr(), parts.shape[0] - 1, *addresses, native.threads(col.numel())
-    )
-    return runs, *ordered
-
-
-def _in_order_fake(runs: Tensor, parts: Tensor, col: Tensor, permutation: Tensor) -> Three:
-    return torch.empty_like(runs), torch.empty_like(col), torch.empty_like(permutation)
-
-
 _library.impl("plan_runs", _plan_runs, "CPU")
-_library.impl("in_order", _in_order, "CPU")
+_library.impl("plan_transposed_runs", _plan_transposed_runs, "CPU")
 _library.impl("transpose", _transpose, "CPU")
 _library.impl("transpose", _transpose_reference, "CUDA")
 torch.library.register_fake("openwork::plan_runs", _runs_fake, lib=_library)
+torch.library.register_fake("openwork::plan_transposed_runs", _transposed_fake, lib=_library)
 torch.library.register_fake("openwork::transpose", _transpose_fake, lib=_library)
-torch.library.register_fake("openwork::in_order", _in_order_fake, lib=_library)

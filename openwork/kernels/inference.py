@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import linear, native, reference
+from openwork.kernels.execution import is_traced
 from openwork.kernels.topology import validate
 
 NONZERO_WORK = 16
@@ -75,7 +76,7 @@ class Arrangement(ABC):
 
     def of_checked(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """As :meth:`linear`, for arguments that the caller knows to fit: for a single sample every microsecond shows."""
-        if not linear.is_traced(x, bias):
+        if not is_traced(x, bias):
             return self._run(x, bias, activation)
         rows = x.reshape(x.shape[:-1].numel(), self.shape[1])
         call = getattr(torch.ops.openwork, self.operator)

@@ -1,40 +1,25 @@
 """Linear layers with a sparse weight: `Y = activation(X W^T + b)`, `dX = dY W`, and `dW` at the kept weights
 only.
 
-Two operators are enough, because they are closed under differentiation: the gradient of `sparse_linear` with
-respect to X is `sparse_linear` on the transposed matrix, with respect to the values it is `weight_gradient`,
-whose own gradients are `sparse_linear` again. No array of the dense shape is ever made.
-
 Each output is one chain of fused multiply-adds in ascending column order and each weight's gradient is summed
 over the batch in order, by one thread: results have the same bits for every number of threads.
+
+Page `linear_operators` has the same as operators of PyTorch, `products` the calls of the native kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openwork.kernels import native, reference
-from openwork.kernels.index import ALIGNMENT, PERMUTED, TILE_WIDTH, Prepared, prepare
+from openwork.kernels import linear_operators, reference
+from openwork.kernels.execution import is_half, is_native, is_traced
+from openwork.kernels.index import Prepared, prepare
+from openwork.kernels.products import ACTIVATIONS, Wanted, run_gradients, run_linear
 
 __all__ = ["ACTIVATIONS", "Prepared", "prepare", "sparse_linear", "weight_gradient"]
-
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
-"""Activations that can be fused (activation.h has the same order)."""
-
-_library = torch.library.Library("openwork", "FRAGMENT")
-_library.define(
-    "sparse_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] walk, Tensor[] transposed, SymInt outputs,"
-    " str activation) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "weight_gradient(Tensor x, Tensor dy, Tensor[] walk, Tensor[] transposed) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
 
 
 def sparse_linear(
@@ -138,46 +123,6 @@ def weight_gradient(x: Tensor, dy: Tensor, prepared: Prepared) -> Tensor:
     return gradient
 
 
-def is_native(*tensors: Tensor | None) -> bool:
-    """Whether the native kernels compute with these tensors: float32 on the CPU, outside transforms of ``torch.func``, which
-    need operators they know.
-    """
-    if not native.enabled() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(t is None or (t.dtype is torch.float32 and t.is_cpu) for t in tensors)
-
-
-def is_half(*tensors: Tensor | None) -> bool:
-    """Whether these tensors are computed natively once they are widened: all bfloat16 or all float16, on the CPU."""
-    dtypes = {t.dtype for t in tensors if t is not None}
-    if not native.enabled() or len(dtypes) != 1 or dtypes.isdisjoint(_HALF):
-        return False
-    return all(t is None or t.is_cpu for t in tensors)
-
-
-_HALF = {torch.bfloat16, torch.float16}
-
-
-def is_traced(*tensors: Tensor | None) -> bool:
-    """Whether someone looks at the operators instead of only at their results: a compiler, a transform such as
-    ``torch.func.grad``, a mode that records or replaces operators. If nobody does, a kernel is called directly:
-    the dispatcher's way to an operator written in Python takes ten microseconds and more, which is longer than
-    many a sparse layer.
-    """
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN:
-            return True
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-    )
-
-
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
-
-
 def check_linear(x: Tensor, inputs: int, outputs: int, bias: Tensor | None, activation: str) -> None:
     """Raise ValueError unless x is [..., inputs], bias [outputs] and the activation known."""
     if x.dim() == 0 or x.shape[-1] != inputs:
@@ -196,133 +141,6 @@ def check_values(values: Tensor, prepared: Prepared) -> None:
         raise ValueError(
             f"values must be [{prepared.kept}], one for each kept weight, found {list(values.shape)}."
         )
-
-
-# The operators. A walk is [col, runs, buckets, parts], and [..., permutation] if it is that of the transposed
-# matrix: `index.Prepared`. Of the two walks of an operator the first is the matrix to multiply with; the
-# other is there for the gradient.
-
-
-# Activations are row-major [batch, features], or feature-major tiles [tiles, features, 64] (page `tiles`):
-# axis 1 is the features in both.
-
-
-def _sparse_linear(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    walk: list[Tensor],
-    transposed: list[Tensor],
-    outputs: int,
-    activation: str,
-) -> Tensor:
-    return run_linear(x, walk, outputs, values=values, bias=bias, activation=activation)
-
-
-def run_linear(
-    x: Tensor,
-    walk: list[Tensor],
-    outputs: int,
-    *,
-    values: Tensor | None = None,
-    words: Tensor | None = None,
-    bias: Tensor | None = None,
-    activation: str = "none",
-    batch: int | None = None,
-) -> Tensor:
-    """The native forward kernel, with the weights as values or as a woven stream; `batch` as in `differentiable`."""
-    col, runs, buckets, parts, *permutation = walk
-    x = laid_out(x)
-    values = None if values is None else values.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    samples, inputs, tiled = _sizes(x)
-    if batch is None:
-        y = x.new_empty(x.shape[0], outputs, *x.shape[2:])
-    else:
-        samples, y = batch, x.new_empty(batch, outputs)
-    native.kernels().sparse_linear(
-        x.data_ptr(), y.data_ptr(), samples, inputs, outputs, _address(words), _address(values),
-        _address(*permutation), _address(bias), ACTIVATIONS.index(activation), col.data_ptr(), col.numel(),
-        runs.data_ptr(), buckets.data_ptr(), parts.data_ptr(), buckets.shape[0], buckets.shape[1], tiled,
-        y.dim() == 3, native.threads((col.numel() + inputs + outputs) * samples),
-    )  # fmt: skip
-    return y
-
-
-Wanted = tuple[bool, bool, bool]
-"""Which gradients: of x, of the values, of the bias."""
-
-
-def run_gradients(
-    x: Tensor,
-    dy: Tensor,
-    walk: list[Tensor],
-    wanted: Wanted,
-    *,
-    gate: Tensor | None = None,
-    values: Tensor | None = None,
-    transposed: Sequence[Tensor] = (),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The native backward kernel: the gradients of x, values and bias, None where not wanted.
-
-    Args:
-        x: [batch, inputs] or tiles.
-        dy: gradient of the outputs, [batch, outputs] or tiles.
-        walk: that of the matrix.
-        wanted: which gradients.
-        gate: the outputs, if relu was applied to them: only where they are positive dy counts.
-        values: for the gradient of x, as is the next.
-        transposed: the walk of the transposed matrix.
-    """
-    col, runs, buckets, parts = walk
-    x, dy = laid_out(x), laid_out(dy)
-    (samples, inputs, tiled_x), (others, outputs, tiled_dy) = _sizes(x), _sizes(dy)
-    samples = min(samples, others)  # rows tell how many of the samples in the tiles there are
-    new = x.new_empty if samples else x.new_zeros
-    dx = new(x.shape) if wanted[0] else None
-    dvalues = new(col.numel()) if wanted[1] else None
-    dbias = new(outputs) if wanted[2] else None
-    other: tuple[int, ...] = (0,) * 8
-    if values is not None and dx is not None:
-        values = values.contiguous()
-        t_col, t_runs, t_buckets, t_parts, permutation = transposed
-        other = (
-            values.data_ptr(), permutation.data_ptr(), t_col.data_ptr(), t_runs.data_ptr(), t_buckets.data_ptr(),
-            t_parts.data_ptr(), t_buckets.shape[0], t_buckets.shape[1],
-        )  # fmt: skip
-    native.kernels().linear_gradients(
-        x.data_ptr(), dy.data_ptr(), _address(gate), _address(dx), _address(dvalues), _address(dbias), samples,
-        inputs, outputs, tiled_x, tiled_dy, col.data_ptr(), col.numel(), runs.data_ptr(), buckets.data_ptr(),
-        parts.data_ptr(), buckets.shape[0], buckets.shape[1], *other,
-        native.threads((col.numel() + inputs + outputs) * samples),
-    )  # fmt: skip
-    return dx, dvalues, dbias
-
-
-def _weight_gradient(x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor]) -> Tensor:
-    if (
-        len(walk) == PERMUTED
-    ):  # the same numbers, from the matrix whose nonzeros are in the order of the values
-        x, dy, walk = dy, x, transposed
-    gradient = run_gradients(x, dy, walk, (False, True, False))[1]
-    assert gradient is not None
-    return gradient
-
-
-def _sizes(x: Tensor) -> tuple[int, int, bool]:
-    """(batch, features, whether x is tiles)."""
-    tiled = x.dim() == 3
-    return x.shape[0] * (TILE_WIDTH if tiled else 1), x.shape[1], tiled
-
-
-def laid_out(x: Tensor) -> Tensor:
-    """`x` as the kernels read it: contiguous, tiles also aligned to a cache line."""
-    x = x.contiguous()
-    return x.clone() if x.dim() == 3 and x.data_ptr() % ALIGNMENT else x
-
-
-def _address(tensor: Tensor | None = None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Eager(torch.autograd.Function):
@@ -369,79 +187,5 @@ class _Eager(torch.autograd.Function):
         if wanted[1]:
             dvalues = torch.ops.openwork.weight_gradient(x, dy, prepared.walk, transposed)
         if wanted[2]:
-            dbias = dy.sum(_SAMPLES[dy.dim()])
+            dbias = linear_operators.samples_sum(dy)
         return dx, dvalues, dbias, None, None, None
-
-
-_SAMPLES = {2: (0,), 3: (0, 2)}
-"""The axes of the samples, of rows and of tiles."""
-
-
-def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bias, walk, transposed, outputs, activation = inputs
-    ctx.save_for_backward(x, values, bias, output if activation == "relu" else None, *walk, *transposed)
-    ctx.walk_length = len(walk)
-    ctx.outputs, ctx.activation = outputs, activation
-
-
-def _linear_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    x, values, bias, y, *indices = ctx.saved_tensors
-    walk, transposed = indices[: ctx.walk_length], indices[ctx.walk_length :]
-    dx = dvalues = dbias = None
-    if ctx.activation == "relu":
-        dy = dy * (y > 0)
-    elif ctx.activation != "none":
-        z = torch.ops.openwork.sparse_linear(x, values, bias, walk, transposed, ctx.outputs, "none")
-        with torch.enable_grad():
-            argument = z.detach().requires_grad_()
-            (dy,) = torch.autograd.grad(reference.activate(argument, ctx.activation), argument, dy)
-    if ctx.needs_input_grad[0]:
-        dx = torch.ops.openwork.sparse_linear(dy, values, None, transposed, walk, x.shape[1], "none")
-    if ctx.needs_input_grad[1]:
-        dvalues = torch.ops.openwork.weight_gradient(x, dy, walk, transposed)
-    if ctx.needs_input_grad[2]:
-        dbias = dy.sum(_SAMPLES[dy.dim()])
-    return dx, dvalues, dbias, [None] * ctx.walk_length, [None] * len(transposed), None, None
-
-
-def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, dy, walk, transposed = inputs
-    ctx.save_for_backward(x, dy, *walk, *transposed)
-    ctx.walk_length = len(walk)
-
-
-def _gradient_backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-    x, dy, *indices = ctx.saved_tensors
-    walk, transposed = indices[: ctx.walk_length], indices[ctx.walk_length :]
-    dx = ddy = None
-    if ctx.needs_input_grad[0]:
-        dx = torch.ops.openwork.sparse_linear(dy, upstream, None, transposed, walk, x.shape[1], "none")
-    if ctx.needs_input_grad[1]:
-        ddy = torch.ops.openwork.sparse_linear(x, upstream, None, walk, transposed, dy.shape[1], "none")
-    return dx, ddy, [None] * ctx.walk_length, [None] * len(transposed)
-
-
-def _linear_fake(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    walk: list[Tensor],
-    transposed: list[Tensor],
-    outputs: int,
-    activation: str,
-) -> Tensor:
-    return x.new_empty(x.shape[0], outputs, *x.shape[2:])
-
-
-def _gradient_fake(x: Tensor, dy: Tensor, walk: list[Tensor], transposed: list[Tensor]) -> Tensor:
-    return x.new_empty(walk[0].numel())
-
-
-_library.impl("sparse_linear", _sparse_linear, "CPU")
-_library.impl("weight_gradient", _weight_gradient, "CPU")
-for _name, _fake, _save, _backward in (
-    ("openwork::sparse_linear", _linear_fake, _save_linear, _linear_backward),
-    ("openwork::weight_gradient", _gradient_fake, _save_gradient, _gradient_backward),
-):
-    torch.library.register_fake(_name, _fake, lib=_library)
-    torch.library.register_autograd(_name, _backward, setup_context=_save, lib=_library)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import inference, linear, native
+from openwork.kernels.execution import is_traced
 from openwork.kernels.index import FIRST_LEVEL_CACHE, TILE_WIDTH, part_count
 from openwork.kernels.pages import in_large_pages
 
@@ -138,7 +139,7 @@ def pairs_linear(x: Tensor, pairs: Pairs, bias: Tensor | None = None, activation
             "Pairs have no gradients: call under torch.no_grad(), or train with linear.sparse_linear."
         )
     samples = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), inputs)
-    compute = torch.ops.openwork.pairs_linear if linear.is_traced(samples, bias) else _pairs_linear
+    compute = torch.ops.openwork.pairs_linear if is_traced(samples, bias) else _pairs_linear
     y: Tensor = compute(samples, pairs.pairs, pairs.starts, pairs.walk, bias, outputs, activation)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 

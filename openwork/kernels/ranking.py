@@ -1,8 +1,9 @@
 """The largest of very many scores, exactly: ties to the first, of never more than a tile at a time.
 
 The scores that rank the free places of a layer (a dense gradient) are as many as the dense weight has entries, and are made tile
-by tile. Each tile is looked through once, against the weakest of the best so far; only what beats it is remembered, and
-whenever there are twice as many as wanted the weaker half goes. Memory: one tile and what is wanted.
+by tile. Each tile is looked through once, against a bound that as many as are wanted have reached; only what beats it is
+remembered, and whenever there are twice as many as wanted those go that the bound has overtaken. Memory: one tile and what is
+wanted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from openwork.kernels import native, reference
 
-AT_ONCE = 1 << 18
+AT_ONCE = 1 << 19
 """Scores that are looked through at a time: so many candidates there may be beyond those that are kept."""
 
 CANDIDATE_BYTES = 12
@@ -28,6 +29,9 @@ _ROOM = 4096
 
 _OVERHANG = 16
 """Entries behind the last candidate of a thread that the kernel may write (csrc/kernels/candidates.cpp)."""
+
+_BINS = 1 << 12
+"""Bins of the histogram of candidates (csrc/kernels/candidates.cpp)."""
 
 _READ = 8
 """Looking at a score costs about as much as so many multiply-adds."""
@@ -46,6 +50,25 @@ def largest(scores: Tensor, k: int) -> Tensor:
     native.library().mark_largest(
         scores.data_ptr(), wide, scores.numel(), k, chosen.data_ptr(), native.threads(scores.numel())
     )
+    return chosen
+
+
+def farther_from_zero(values: Tensor, negative: int, drop: int, drop_negative: int) -> Tensor:
+    """Mark all ``values [n]`` but those closest to zero: the ``drop`` of those that are not negative, and the ``drop_negative``
+    of the ``negative`` others. Boolean ``[n]``. Of equals the first are not marked. No value is NaN.
+    """
+    if not (native.enabled() and values.is_cpu and values.dtype in (torch.float32, torch.float64)):
+        below = values < 0
+        # In order of value those of the other sign come first: those closest to zero follow them.
+        closest = ~below & reference.largest(-values, negative + drop)
+        closest_negative = below & reference.largest(values, values.numel() - negative + drop_negative)
+        return ~(closest | closest_negative)
+    values = values.detach().contiguous()
+    chosen = torch.empty_like(values, dtype=torch.bool)
+    native.library().mark_farther_from_zero(
+        values.data_ptr(), values.dtype is torch.float64, values.numel(), negative, drop, drop_negative,
+        chosen.data_ptr(), native.threads(values.numel()),
+    )  # fmt: skip
     return chosen
 
 
@@ -100,11 +123,14 @@ class _Search:
 
 
 class _NativeSearch(_Search):
-    """The same in a buffer that the kernel appends to, with room for as many again as are wanted."""
+    """The same in a buffer that the kernel appends to, with room for as many again as are wanted. The kernel knows a bound below
+    which nothing can be among the best, and raises it as it goes.
+    """
 
     def __init__(self, k: int, like: Tensor) -> None:
         super().__init__(k, like)
-        self._threshold = -math.inf if k else math.inf
+        self._threshold = torch.tensor([-math.inf if k else math.inf])
+        self._histogram = torch.zeros(_BINS, dtype=torch.int32)
         self._state = torch.zeros(
             2, dtype=torch.int64
         )  # candidates so far, and whether a score was not finite
@@ -115,22 +141,29 @@ class _NativeSearch(_Search):
         if count + scores.numel() + threads * _OVERHANG > len(self._places):
             self._grow(count, scores.numel() + threads * _OVERHANG)
         native.kernels().candidates(
-            scores.data_ptr(), scores.numel(), first, taken.data_ptr(), taken.numel(), self._threshold,
-            self._places.data_ptr(), self._scores.data_ptr(), self._state.data_ptr(), threads,
+            scores.data_ptr(), scores.numel(), first, taken.data_ptr(), taken.numel(), self.k,
+            self._threshold.data_ptr(), self._histogram.data_ptr(), self._places.data_ptr(),
+            self._scores.data_ptr(), self._state.data_ptr(), threads,
         )  # fmt: skip
         count, odd = self._state.tolist()
         if odd:
             raise FloatingPointError(NOT_FINITE)
-        if count >= max(2 * self.k, _ROOM):
-            self._settle(count)
+        most = max(2 * self.k, _ROOM)
+        if count >= most:
+            self._state[0] = native.library().keep_above(
+                self._places.data_ptr(), self._scores.data_ptr(), count, float(self._threshold)
+            )
+            if int(self._state[0]) >= 3 * most // 4:  # very many are about as large
+                self._settle()
 
     def places(self) -> Tensor:
-        if (count := int(self._state[0])) > self.k:
-            self._settle(count)
+        if int(self._state[0]) > self.k:
+            self._settle()
         return self._places[: int(self._state[0])].clone()
 
-    def _settle(self, count: int) -> None:
-        self._threshold = native.library().keep_largest(
+    def _settle(self) -> None:
+        count = int(self._state[0])
+        self._threshold[0] = native.library().keep_largest(
             self._places.data_ptr(), self._scores.data_ptr(), count, self.k, native.threads(count)
         )
         self._state[0] = self.k

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from openwork.kernels import linear, native, reference
+from openwork.kernels.execution import is_native, is_traced
 from openwork.kernels.index import TILE_WIDTH, Prepared
+from openwork.kernels.products import laid_out
 
 _library = torch.library.Library("openwork", "FRAGMENT")
 _library.define("pack_tiles(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -25,9 +27,9 @@ def pack_tiles(x: Tensor) -> Tensor:
     """[batch, features] to tiles [ceil(batch / 64), features, 64]."""
     if x.dim() != 2:
         raise ValueError(f"x must be [batch, features], found {list(x.shape)}.")
-    if not linear.is_native(x):
+    if not is_native(x):
         return reference.pack_tiles(x)
-    traced = linear.is_traced(x) or (x.requires_grad and torch.is_grad_enabled())
+    traced = is_traced(x) or (x.requires_grad and torch.is_grad_enabled())
     tiles: Tensor = torch.ops.openwork.pack_tiles(x) if traced else pack_rows(x)
     return tiles
 
@@ -35,7 +37,7 @@ def pack_tiles(x: Tensor) -> Tensor:
 def unpack_tiles(tiles: Tensor, batch: int) -> Tensor:
     """The first `batch` samples of tiles [ceil(batch / 64), features, 64] as [batch, features]."""
     check_tiles(tiles, batch)
-    if not linear.is_native(tiles):
+    if not is_native(tiles):
         return reference.unpack_tiles(tiles, batch)
     x: Tensor = torch.ops.openwork.unpack_tiles(tiles, batch)
     return x
@@ -56,7 +58,7 @@ def sparse_linear_tiles(
     outputs, inputs = prepared.shape
     linear.check_linear(tiles[:0, :, 0], inputs, outputs, bias, activation)
     linear.check_values(values, prepared)
-    if not linear.is_native(tiles, values, bias):
+    if not is_native(tiles, values, bias):
         x = tiles.transpose(1, 2)
         y = reference.sparse_linear(x, values, prepared.positions, prepared.shape, bias, activation)
         y = y.transpose(1, 2).contiguous()
@@ -88,7 +90,7 @@ def _packed(x: Tensor) -> Tensor:
 
 def unpack_rows(tiles: Tensor, batch: int) -> Tensor:
     """`unpack_tiles` of float32 on the CPU, without a gradient."""
-    tiles, x = linear.laid_out(tiles), tiles.new_empty(batch, tiles.shape[1])
+    tiles, x = laid_out(tiles), tiles.new_empty(batch, tiles.shape[1])
     native.kernels().unpack_tiles(
         tiles.data_ptr(), batch, tiles.shape[1], x.data_ptr(), native.threads(x.numel())
     )

@@ -70,7 +70,8 @@ def is_topology(crow: Tensor, col: Tensor, shape: tuple[int, int]) -> bool:
     if not (native.enabled() and crow.is_cpu and col.is_cpu):
         return False
     crow, col = crow.contiguous(), col.contiguous()
-    proven: bool = native.library().is_topology(crow.data_ptr(), col.data_ptr(), *shape, col.numel())
+    threads = native.threads(col.numel())
+    proven: bool = native.library().is_topology(crow.data_ptr(), col.data_ptr(), *shape, col.numel(), threads)
     return proven
 
 
@@ -103,8 +104,9 @@ def flat_positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
     crow, col = crow.contiguous(), col.contiguous()
     positions = col.new_zeros(col.numel(), dtype=torch.int64)
     native.library().lay_flat(
-        crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, col.numel(), positions.data_ptr()
-    )
+        crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, col.numel(), positions.data_ptr(),
+        native.threads(col.numel()),
+    )  # fmt: skip
     return positions
 
 
@@ -118,8 +120,47 @@ def cut_into_rows(positions: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Te
         crow = positions.new_zeros(rows + 1, dtype=torch.int32)
         col = positions.new_zeros(positions.numel(), dtype=torch.int32)
         native.library().cut_into_rows(
-            positions.data_ptr(), positions.numel(), rows, columns, crow.data_ptr(), col.data_ptr()
-        )
+            positions.data_ptr(), positions.numel(), rows, columns, crow.data_ptr(), col.data_ptr(),
+            native.threads(positions.numel()),
+        )  # fmt: skip
         return crow, col
     starts = torch.arange(rows + 1, device=positions.device) * columns
     return torch.searchsorted(positions, starts).int(), (positions % max(columns, 1)).int()
+
+
+def marked_positions(crow: Tensor, col: Tensor, columns: int, marked: Tensor) -> Tensor:
+    """Those of `flat_positions` that are marked, boolean [kept]."""
+    if not (native.enabled() and crow.is_cpu):
+        return flat_positions(crow, col, columns)[marked]
+    crow, col, marked = crow.contiguous(), col.contiguous(), marked.contiguous()
+    positions = col.new_empty(int(marked.count_nonzero()), dtype=torch.int64)
+    native.library().lay_flat_marked(
+        crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, marked.data_ptr(), positions.data_ptr(),
+        native.threads(col.numel()),
+    )  # fmt: skip
+    return positions
+
+
+def rewired(
+    crow: Tensor, col: Tensor, columns: int, stays: Tensor, grown: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The topology after some nonzeros have left and others were grown, natively and in one pass.
+
+    Args:
+        crow, col: a topology on the CPU.
+        columns: of the matrix.
+        stays: boolean [kept], which nonzeros stay.
+        grown: int64, the flat positions of the new ones, ascending, none of one that stays.
+
+    Returns:
+        The new crow and col, and for each of the new nonzeros where it was among the old ones, int32, -1 where it is new. One
+        that left and was grown again was there.
+    """
+    crow, col, stays, grown = crow.contiguous(), col.contiguous(), stays.contiguous(), grown.contiguous()
+    kept = int(stays.count_nonzero()) + grown.numel()
+    new_crow, new_col, origin = torch.empty_like(crow), col.new_empty(kept), col.new_empty(kept)
+    native.library().rewire(
+        crow.data_ptr(), col.data_ptr(), crow.numel() - 1, columns, stays.data_ptr(), grown.data_ptr(),
+        grown.numel(), new_crow.data_ptr(), new_col.data_ptr(), origin.data_ptr(), native.threads(kept),
+    )  # fmt: skip
+    return new_crow, new_col, origin

@@ -11,8 +11,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from openwork.kernels.gradient import gradient_at
-from openwork.kernels.linear import Prepared, is_native, prepare, sparse_linear
+from openwork.kernels.execution import is_native
+from openwork.kernels.gradient import gradient_at, gradient_rows
+from openwork.kernels.linear import Prepared, prepare, sparse_linear
 from openwork.kernels.tiles import sparse_linear_tiles
 from openwork.layouts.csr import CSR, described
 from openwork.layouts.fitting import check_held, topology_of
@@ -124,11 +125,7 @@ class SparseLinear(SparseLayer[Prepared], nn.Linear):  # type: ignore[misc]  # t
         """Rows of ``dyᵀ x``, summed over the observations."""
         if not self.observations:
             return self.weight_values.detach().new_zeros(last - first, self.in_features)
-        (x, dy), *others = self.observations
-        rows = dy[:, first:last].T @ x
-        for x, dy in others:
-            rows.addmm_(dy[:, first:last].T, x)
-        return rows
+        return gradient_rows(self.observations, first, last)
 
     def gradient_at(self, positions: Tensor) -> Tensor:
         """``dyᵀ x`` at flat positions, summed over the observations."""

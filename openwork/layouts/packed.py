@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.kernels.linear import is_native
+from openwork.kernels.execution import is_native
 from openwork.kernels.reference import activate
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import Dense

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from openwork.kernels.bits import same_bits
-from openwork.kernels.linear import is_traced
+from openwork.kernels.execution import is_traced
 from openwork.layouts.csr import CSR
 from openwork.layouts.dense import activated
 from openwork.layouts.layout import Layout

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from openwork.connections.stored import TILE
 from openwork.kernels.conv_index import conv_index_bytes
 from openwork.kernels.index import index_bytes as linear_index_bytes
-from openwork.kernels.ranking import AT_ONCE, CANDIDATE_BYTES
+from openwork.kernels.ranking import CANDIDATE_BYTES
 from openwork.kernels.scratch import Scratch, conv_scratch, linear_scratch
 from openwork.layouts.chain import chained
 from openwork.layouts.conv import convolution_of
@@ -181,7 +181,7 @@ def _bytes(
                     row.weight.module, nn.Conv2d
                 ):  # its dense gradient is made from reordered images
                     looked += batch * seen.passed.get(id(row.weight.module), 0)
-                update, waiting = max(update, looked, _REWIRED * count), waiting + _POSITION * count
+                update, waiting = max(update, looked, _REWIRED * count), waiting + _WAITING * count
         elif row is not None and form != "dense":
             indices += row.numel + 8 * row.kept
             if isinstance(method, Training) and method.latent:
@@ -191,7 +191,7 @@ def _bytes(
             remembered += p.itemsize * row.numel if needs else 0
             if rewires:
                 looked = _looked_through(row.numel, row.kept, p.itemsize) if needs else 0
-                update = max(update, looked, _REWIRED * row.kept)
+                update = max(update, looked, _REWIRED_MASKED * row.kept)
         parameters += count * p.itemsize
         if p.requires_grad:
             gradients[id(p)] = count * p.itemsize
@@ -215,17 +215,19 @@ def _bytes(
 _RANKED = 24
 """Bytes for each weight of a layer while all of them are ranked: strengths, their order, the places chosen and the new mask."""
 
-_POSITION = 8
-"""Bytes of a position: those that each layer is to have wait until all layers have chosen."""
+_WAITING = 8
+"""Bytes of a connection that is chosen, its column and where it comes from: they wait until all layers have chosen."""
 
-_REWIRED = 26
-"""Bytes for each connection of a layer while it is rewired: positions before, where each comes from, new indices, and one vector
-(the weights, or a state of the optimizer) twice."""
+_REWIRED = 10
+"""Bytes for each connection of a stored layer while others are chosen: the positions of those that stay, and what is drawn."""
+
+_REWIRED_MASKED = 26
+"""The same of a masked layer: positions before and after, and where each comes from."""
 
 
 def _looked_through(tile: int, kept: int, itemsize: int) -> int:
     """What it takes to find the best places in tiles of scores: one tile, the candidates, and the connections that stay."""
-    return itemsize * tile + CANDIDATE_BYTES * (min(tile, AT_ONCE) + kept // 2) + 16 * kept
+    return itemsize * tile + CANDIDATE_BYTES * min(tile, 3 * kept // 4) + 8 * kept
 
 
 def _scratch(row: Row, batch: int, chained: bool) -> Scratch:

@@ -125,8 +125,9 @@ class ACDC(Training):
 
     def _decompress(self, sparsifier: Sparsifier) -> None:
         for c in sparsifier.connections.values():
-            restored = c.adopt(torch.arange(c.numel, device=c.device))
-            if self.reset_momentum and restored.numel():
+            restored = c.kept < c.numel
+            c.replace(torch.arange(c.numel, device=c.device))
+            if self.reset_momentum and restored:
                 c.forget()
 
     def dense_weights(self, sparsifier: Sparsifier) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import Allocation
-from openwork.connections import Connections
+from openwork.connections import Connections, Rewiring
 from openwork.graphs import without_dead_ends
 from openwork.grid import top_k
 from openwork.growth import Growth, drawn
@@ -91,7 +91,7 @@ class CHT(SET):
         yield from super(CHT, dataclasses.replace(self, chain=())).limits()
         yield plain, plain.reduced_to(SET)
 
-    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
+    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Rewiring]]:
         fraction = value_at(self.drop, step, self.run_length)
         power = 1.0 + 2.0 * step / self.run_length
         survivors = {}

@@ -85,7 +85,7 @@ class DeepR(Training):
             return signs
         survivors = c.positions[alive]
         # In one move: a parameter that is resized on the way would leave the buckets of data-parallel training.
-        woken = c.adopt(c.rewired(alive, Random(), generator), goes_on=alive)
+        woken = c.adopt(c.rewired(alive, Random(), generator), goes_on=alive).fresh
         drawn = (2 * torch.randint(2, woken.shape, generator=generator) - 1).to(signs)
         c.write(woken, AWAKE * drawn.to(c.values.dtype))
         now = torch.empty_like(signs)

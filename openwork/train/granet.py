@@ -115,5 +115,5 @@ class GraNet(GMP):
             survivors = top_k(strength, count - math.floor(fraction * count + 1e-9))
             vacant = c.counted(left & ~survivors)
             chosen.append((c, c.rewired(survivors, rule, sparsifier.generator, vacant)))
-        for c, positions in chosen:
-            c.adopt(positions)
+        for c, rewiring in chosen:
+            c.adopt(rewiring)

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from openwork.connections import Connections
-from openwork.grid import top_k
+from openwork.connections import Connections, Rewiring
 from openwork.growth import Growth, growth
+from openwork.kernels.ranking import farther_from_zero
 from openwork.method import Method, check_fraction, method
 from openwork.schedules import Periodic, Scalar, Schedule, value_at
 from openwork.sparsifier import Sparsifier
@@ -81,14 +81,14 @@ class SET(StaticRandom):
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
         # All parameters choose before any changes: a gradient that is not finite leaves the whole topology as it was.
-        for connections, positions in list(self.choose(sparsifier, step)):
-            fresh = connections.adopt(positions)
-            if self.grown_std and fresh.numel():
+        for connections, rewiring in list(self.choose(sparsifier, step)):
+            done = connections.adopt(rewiring)
+            if self.grown_std and (fresh := done.fresh).numel():
                 drawn = torch.randn(fresh.numel(), generator=sparsifier.generator, dtype=torch.float64)
                 connections.write(fresh, (self.grown_std * drawn).to(connections.device))
 
-    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
-        """The positions that each parameter is to have from now on. Changes nothing."""
+    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Rewiring]]:
+        """The connections that each parameter is to have from now on. Changes nothing."""
         fraction = value_at(self.drop, step, self.run_length)
         for c in sparsifier.trained.values():
             rule = self.growth_in(c, sparsifier, step)
@@ -104,13 +104,9 @@ class SET(StaticRandom):
             active = connections.kept // connections.grid.atom
             return connections.strongest(active - _floor(fraction * active))
         values = connections.values
-        negative = values < 0
-        others = int(negative.count_nonzero())
-        drop, drop_others = _floor(fraction * (negative.numel() - others)), _floor(fraction * others)
-        # In order of value the weights of the other sign come first: those closest to zero follow them.
-        closest = ~negative & top_k(-values, others + drop)
-        closest_others = negative & top_k(values, negative.numel() - others + drop_others)
-        return ~(closest | closest_others)
+        negative = int((values < 0).count_nonzero())
+        positive = values.numel() - negative
+        return farther_from_zero(values, negative, _floor(fraction * positive), _floor(fraction * negative))
 
 
 def _floor(count: float) -> int:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from openwork.allocation import Allocation, exact_counts
-from openwork.connections import Connections
+from openwork.connections import Connections, Rewiring
 from openwork.growth import Growth, scores_at
 from openwork.method import Method, method
 from openwork.patterns import Unstructured, pattern
@@ -90,7 +89,7 @@ class SNFS(SET):
     def redistributes(self) -> bool:
         return self.redistribute != "none"
 
-    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
+    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Rewiring]]:
         fraction = value_at(self.drop, step, self.run_length)
         several = [c for c in sparsifier.trained.values() if self.redistributes and not self._pinned(c.name)]
         shares = dict(zip(several, _normalised([self._strength(c) for c in several]), strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openwork.connections import Connections
+from openwork.connections import Connections, Rewiring
 from openwork.grid import top_k
 from openwork.growth import Scored, best_free, growth
 from openwork.method import Method, method
@@ -78,7 +78,7 @@ class SRigL(RigL):
         for row in sparsifier.plan.sparse:
             sparsifier.state[f"budget {row.name}"] = torch.tensor(row.kept)
 
-    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
+    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Rewiring]]:
         fraction = value_at(self.drop, step, self.run_length)
         last = sparsifier.plan.rows[-1].name
         for c in sparsifier.trained.values():
@@ -86,7 +86,7 @@ class SRigL(RigL):
             assert isinstance(rule, Scored)
             budget = int(sparsifier.state[f"budget {c.name}"])
             ablate = None if c.name == last else self.ablate
-            yield c, _chosen(c, rule, fraction, budget, ablate)
+            yield c, c.becoming(_chosen(c, rule, fraction, budget, ablate))
 
 
 def _chosen(c: Connections, rule: Scored, fraction: float, budget: int, ablate: float | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from openwork.allocation import Allocation
-from openwork.connections import Connections
+from openwork.connections import Connections, Rewiring
 from openwork.grid import top_k
 from openwork.method import Method, method
 from openwork.plan import Plan
@@ -118,7 +118,7 @@ class SSVI(RigL):
             sparsifier.state[f"rho {name}"] = moved.clamp(min=math.log(math.expm1(1e-6)))
             sparsifier.state[f"pull {name}"] = torch.zeros_like(rho)
 
-    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Tensor]]:
+    def choose(self, sparsifier: Sparsifier, step: int) -> Iterator[tuple[Connections, Rewiring]]:
         fraction = value_at(self.drop, step, self.run_length)
         for name, c in sparsifier.connections.items():
             if self.deviation == 0.0:
@@ -132,10 +132,10 @@ class SSVI(RigL):
             yield c, c.rewired(alive, self.growth_in(c, sparsifier, step), sparsifier.generator)
 
     def update(self, sparsifier: Sparsifier, step: int) -> None:
-        for c, positions in list(self.choose(sparsifier, step)):
+        for c, rewiring in list(self.choose(sparsifier, step)):
             rho = sparsifier.state.get(f"rho {c.name}")
             mean = None if rho is None else rho.flatten()[c.positions].mean()
-            fresh = c.adopt(positions)
+            fresh = c.adopt(rewiring).fresh
             if rho is not None and mean is not None and fresh.numel():
                 moved = rho.flatten().clone()
                 moved[fresh] = mean

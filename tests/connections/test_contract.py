@@ -80,7 +80,7 @@ def test_what_stays_keeps_its_bits_and_what_is_new_starts_at_zero(stored, seed):
     g = generator(seed)
     after = torch.randperm(24, generator=g)[: int(torch.randint(25, (1,), generator=g))].sort().values
     if not stored or after.numel() == c.kept:
-        fresh = c.adopt(after)
+        fresh = c.adopt(c.becoming(after)).fresh
         assert fresh.tolist() == [p for p in after.tolist() if p not in before]
     else:
         c.replace(after)
@@ -108,7 +108,9 @@ def test_both_storages_choose_the_same(pattern):
         learn(model, opt, c, generator(9), observe=True)
         # more tiles than one: what a large layer would do
         survivors = c.strongest(c.atoms().numel() - 2)
-        rewired = [c.rewired(survivors, rule, generator(3)).tolist() for rule in (Gradient(), Random())]
+        rewired = [
+            c.rewired(survivors, rule, generator(3)).positions.tolist() for rule in (Gradient(), Random())
+        ]
         kept = c.kept
         chosen.append((c.positions.tolist(), c.atoms().tolist(), survivors.tolist(), rewired))
     assert chosen[0] == chosen[1]
@@ -138,7 +140,7 @@ def test_one_row_or_column_can_grow(shape):
     for stored in (False, True):
         model, opt, c = connections(stored, shape=shape, kept=5)
         learn(model, opt, c, generator(9), observe=True)
-        grown = c.rewired(c.strongest(3), Gradient(), generator())
+        grown = c.rewired(c.strongest(3), Gradient(), generator()).positions
         assert grown.numel() == 5
 
 
@@ -287,7 +289,7 @@ def test_as_many_grow_as_are_asked_for(stored, pattern, vacant):
     assert torch.equal(c.counted(survivors) + c.counted(~survivors), c.counted(survivors | True))
     before = states(c)
     kept = c.atoms()[survivors].tolist()
-    fresh = c.adopt(c.rewired(survivors, Random(), generator(2), counts))
+    fresh = c.adopt(c.rewired(survivors, Random(), generator(2), counts)).fresh
     assert torch.equal(torch.bincount(c.atoms() // c.grid.competitors, minlength=rows), stayed + counts)
     now = states(c)
     assert all(now[place] == before[place] for place in kept)

@@ -62,3 +62,22 @@ def test_the_transposed_walk_names_the_same_nonzeros_in_its_order(rows, columns,
         assert bool((column[permutation[first : first + length]] == line).all())
         assert bool((col[first : first + length].diff() > 0).all())
         met += length
+
+
+@given(
+    rows=SIZES,
+    columns=SIZES,
+    sparsity=SPARSITIES,
+    seed=st.integers(0, 99),
+    block=st.sampled_from([5, 64, 10**6]),
+)
+def test_the_transposed_walk_is_the_walk_of_the_transposed_matrix(rows, columns, sparsity, seed, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openwork.kernels.index.block_columns", lambda *_: block)
+        patch.setattr("openwork.kernels.index.part_count", lambda _: 3)
+        prepared, _, _ = random_matrix(rows, columns, sparsity, seed)
+        crow, col, _ = torch.ops.openwork.transpose(prepared.crow, prepared.col, columns)
+        expected, found = prepare(crow, col, (columns, rows)).walk, prepared.transposed
+    assert torch.equal(found[1][:, ::2], expected[1][:, ::2])  # row and length; the nonzeros stand elsewhere
+    assert torch.equal(found[2], expected[2])
+    assert torch.equal(found[3], expected[3])
