@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from openwork.folding import Reader
+from openwork.operations import Reader
 from openwork.reordering import Maker
 
 _DIGIT = 16

@@ -19,8 +19,8 @@ from openwork.kernels.conv import check_conv
 from openwork.kernels.conv_operators import convolution_of, numbers_of
 from openwork.kernels.conv_product import SHARING, Bound, aligned
 from openwork.kernels.groups import Groups
-from openwork.kernels.products import ACTIVATIONS
 from openwork.kernels.planes import Convolution, Geometry, geometry
+from openwork.kernels.products import ACTIVATIONS
 from openwork.kernels.row_blocks import FEW, row_blocks
 
 HEIGHTS = (8, 4, 2)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from openwork.kernels import native
-from openwork.kernels.products import ACTIVATIONS
 from openwork.kernels.planes import Geometry
+from openwork.kernels.products import ACTIVATIONS
 
 
 def multiply(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from openwork.kernels import native, reference
 from openwork.kernels.blocked import size_of
 from openwork.kernels.conv_product import Bound
-from openwork.kernels.products import ACTIVATIONS
 from openwork.kernels.planes import Convolution
+from openwork.kernels.products import ACTIVATIONS
 
 
 def depthwise_conv(
