@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 import openwork.pack.choice as choice
 from openwork.files import load, save
-from openwork.layouts.conv import SparseConv2d
-from openwork.layouts.conv_layout import CONV_LAYOUTS, ImagesConv, PixelsConv, TorchConv
+from openwork.layouts.conv import SparseConv2d, convolution_of
+from openwork.layouts.conv_layout import (
+    CONV_LAYOUTS,
+    BlockPixelsConv,
+    ImagesConv,
+    PixelsConv,
+    TorchConv,
+    sharing_channels,
+)
 from openwork.layouts.packed_conv import DenseConv2d, FoldedBatchNorm2d, PackedConv2d, connections_of, folded
 from openwork.pack import pack_
 from openwork.pack.behind import Behind, behind
@@ -214,3 +221,28 @@ def test_dense_winners_keep_their_parameters(monkeypatch) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected)
         torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+
+
+def test_blocks_of_channels_hold_another_topology_with_zeros(monkeypatch) -> None:
+    prefer(monkeypatch, "row blocks pixels")
+    model, x = residual(sharing=2), torch.randn(3, 4, 9, 11)
+    pack_(model, x, cache=False)
+    assert isinstance(model.conv1, PackedConv2d)
+    other = residual(sparsity=0.6, sharing=1)  # no two of its channels share their taps
+    with torch.no_grad():
+        kept = model.conv1.topology.positions()
+        values = torch.randn(kept.numel())
+        values[::3] = 0.0  # what is kept may be zero
+        model.conv1.weight_values.copy_(values)
+        dense = torch.zeros(model.conv1.weight.numel()).index_put_((kept,), values)
+        expected = nn.functional.conv2d(x, dense.view(6, 4, 3, 3), None, 2, 1)
+        norm = model.bn1
+        shape = (1, -1, 1, 1)
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        expected = (expected - norm.running_mean.view(shape)) * scale.view(shape) + norm.bias.view(shape)
+        torch.testing.assert_close(model.conv1(x), expected.relu(), rtol=1e-4, atol=1e-4)
+        convolution, (topology, loose, _) = convolution_of(other.conv1), connections_of(other.conv1)
+        assert sharing_channels(topology) is None
+        held = BlockPixelsConv.build(convolution, topology, loose, (3, 9, 11))
+        plain = nn.functional.conv2d(x, other.conv1.weight, None, 2, 1)
+        torch.testing.assert_close(held.conv(x, None, "none"), plain, rtol=1e-4, atol=1e-4)
