@@ -146,7 +146,10 @@ MUTANTS = [
     ),
     Mutant("archives.py", "if nbytes > limit:", "if False:", "tests/test_archives.py -k few_bytes"),
     Mutant(
-        "connections/contract.py", "stayed &= goes_on[index]", "pass", "tests/train/test_deep_r.py -k anew"
+        "connections/rewiring.py",
+        "(self.origin >= 0) & goes_on[self.origin.clamp(min=0)]",
+        "self.origin >= 0",
+        "tests/train/test_deep_r.py -k anew",
     ),
     Mutant(
         "sparsifier/sparsifier.py",
@@ -171,13 +174,13 @@ MUTANTS = [
     ),
     Mutant(
         "connections/contract.py",
-        "located(self.positions, positions)\n        if",
-        "located(positions, positions)\n        if",
-        f"{SPARSIFIER} -k agree",
+        "origins(self.positions, positions)",
+        "origins(positions, positions)",
+        "tests/connections/test_contract.py -k stays_keeps",
     ),
     Mutant(
         "connections/stored.py",
-        "holder[key] = carried(holder[key], index, stayed)",
+        "holder[key] = carried(holder[key], rewiring.origin)",
         "pass",
         f"{SPARSIFIER} -k agree",
     ),
@@ -197,10 +200,10 @@ MUTANTS = [
         "tests/test_schedules.py",
     ),
     Mutant(
-        "growth/random.py",
+        "positions.py",
         "below(free_before, ranks, or_at=True)",
         "below(free_before, ranks)",
-        "tests/growth/test_random.py",
+        "tests/kernels/test_teams.py -k by_rank",
     ),
     Mutant("kernels/native.py", "if asked not in available:", "if False:", "tests/kernels/test_native.py"),
     Mutant("kernels/native.py", "    _forked = True", "    _forked = False", f"{TRUST} -k fork"),

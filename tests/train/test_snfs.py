@@ -116,7 +116,7 @@ def test_a_nearly_full_parameter_that_deserves_more_drops_no_more_than_it_lacks(
     run.sparsifier.detach()
     run.sparsifier = attach(model, run.optimizer, method, masks=masks)
     c = run.sparsifier.connections["2.weight"]
-    moves = {c.name: positions for c, positions in method.choose(run.sparsifier, 2)}
+    moves = {c.name: rewiring.positions for c, rewiring in method.choose(run.sparsifier, 2)}
     stayed = torch.isin(c.positions, moves["2.weight"])
     assert int((~stayed).sum()) <= 0.05 * c.kept
 
