@@ -30,7 +30,7 @@ from openwork import pattern
 from openwork.compare.machine import machine
 from openwork.compare.roofline import handover, roof
 from openwork.kernels import products as kernel
-from openwork.kernels.frozen import freeze, frozen_linear, frozen_linear_tiles
+from openwork.kernels.frozen import freeze, frozen_linear_tiles
 from openwork.kernels.linear import prepare
 from openwork.kernels.tiles import pack_tiles
 from openwork.layouts.conv import convolution_of
@@ -85,7 +85,7 @@ def linear(compiled: bool) -> Iterator[Goal]:
             dense, work = dense_contenders(p, compiled), 2 * p.values.numel() * batch
             frozen, packed = freeze(p.values, prepare(p.crow, p.col, tuple(p.weight.shape))), pack_tiles(p.x)
             name = f"linear 1024x1024, batch {batch}, {sparsity:.0%}"
-            yield Goal(name, rows, "x", dense, {"rows": bound(frozen_linear, p.x, frozen)}, work)
+            yield Goal(name, rows, "x", dense, in_layouts(p, CSR.from_mask(p.weight != 0)), work)
             chained = {"tiles": bound(frozen_linear_tiles, packed, frozen)}
             yield Goal(f"{name}, in tiles", tiles, "x", dense, chained, work)
 
