@@ -27,7 +27,7 @@ from openwork.pack.contests import Contests
 from openwork.pack.decisions import MARGIN, Chained, Compiled, Decision, Decisions, Together, Whole
 from openwork.pack.linear import Chosen, contest
 from openwork.pack.memory import Memory
-from openwork.pack.observed import observed, readers, samples_of
+from openwork.pack.observed import check_inputs, observed, readers, samples_of
 from openwork.pack.whole import layer_by_layer_, run_whole_
 from openwork.progress import track
 from openwork.scores import run
@@ -75,7 +75,7 @@ def pack_(
         The table of choices.
 
     Raises:
-        TypeError: weights cannot be rounded to ``weight_dtype``.
+        TypeError: weights cannot be rounded to ``weight_dtype``, or there is no tensor in ``example_inputs``.
         ValueError: the model calls no linear layer and no convolution on ``example_inputs``; or ``compiled`` is asked of one
             that was packed before.
         RuntimeError: a packed layer changed the outputs by more than rounding; the model is as it was.
@@ -83,6 +83,7 @@ def pack_(
     if weight_dtype not in TOLERANCE:
         known = ", ".join(map(str, TOLERANCE))
         raise TypeError(f"weights of packed layers are stored as one of {known}, not {weight_dtype}")
+    check_inputs(example_inputs)
     dense = dense_copy(model) if compiled else None
     model.eval()
     layer_by_layer_(model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from openwork.dataflow import identity_of
 from openwork.layouts.conv import unsuited
@@ -70,6 +71,15 @@ def readers(uses: Mapping[str, Use]) -> list[list[str]]:
         if use.calls == 1:
             groups.setdefault(use.tensor, []).append(name)
     return [names for names in groups.values() if len(names) > 1]
+
+
+def check_inputs(inputs: Any) -> None:
+    """Raise TypeError unless there is a tensor among the example inputs."""
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+        raise TypeError(
+            "example_inputs is what the model is called with, a tensor, a tuple of arguments or a dict of keyword arguments: it "
+            f"decides what is measured. Found {type(inputs).__name__} without any tensor; pass a batch as the model will see it."
+        )
 
 
 def samples_of(inputs: Any) -> int:
