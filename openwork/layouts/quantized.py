@@ -176,6 +176,7 @@ class QuantizedLinear(CodedLinear):
         """The state, with room for whatever number of outliers comes: they and the groups of the inputs fit."""
         if (wrong := self._wrong_groups(state.get(f"{prefix}group_of"))) is not None:
             raise ValueError(f"{prefix}group_of: {wrong}")
+        self._require_finite(state, prefix)
         found = [state.get(prefix + name) for name in OUTLIERS]
         if OUTLIERS[0] in self._buffers and all(isinstance(x, Tensor) for x in found):
             values, crow, col = arrays = [x for x in found if isinstance(x, Tensor)]
@@ -184,6 +185,31 @@ class QuantizedLinear(CodedLinear):
                 self._buffers[name] = torch.empty_like(array, dtype=self.get_buffer(name).dtype)
         self.refresh()
         return state
+
+    def _require_finite(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Raise ValueError if scales and zeros in a state make weights that are not finite."""
+        found: dict[str, Tensor] = {}
+        for name, buffer in self._buffers.items():
+            tensor = state.get(prefix + name)
+            if (
+                not name.endswith(("scale", "zero"))
+                or buffer is None
+                or not isinstance(tensor, Tensor)
+                or tensor.is_meta
+            ):
+                continue
+            if tensor.shape != buffer.shape:
+                return  # loading itself will say so
+            found[name] = tensor.float()
+            if not bool(found[name].isfinite().all()):
+                raise ValueError(
+                    f"{prefix}{name} holds numbers that are not finite, and so would be the weights"
+                )
+        if "scale" in found:
+            largest = float(self.grid.levels().abs().max()) if isinstance(self.grid, FloatGrid) else 2.0**8
+            zero = found.get("zero", torch.zeros(()))
+            if not bool((found["scale"].abs() * (zero.abs() + largest)).isfinite().all()):
+                raise ValueError(f"{prefix}scale is so large that weights would not be finite")
 
     def _wrong_groups(self, group_of: object) -> str | None:
         """What is wrong with the groups of the inputs in a state; None where nothing is, or where loading itself will say so."""

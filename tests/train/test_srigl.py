@@ -145,7 +145,9 @@ def test_a_stored_run_remembers_what_it_may_have():
         model(x).square().sum().backward()
         opt.step()
     budget = int(sparsifier.state["budget 0.weight"])
-    _, _, resumed = start(resume=sparsifier.state_dict(), model=model)
+    saved = sparsifier.state_dict()
+    sparsifier.detach()
+    _, _, resumed = start(resume=saved, model=model)
     assert int(resumed.state["budget 0.weight"]) == budget
 
 
