@@ -65,9 +65,9 @@ from .files import save_checkpoint as save_checkpoint
 from .files.delta import add_delta_ as add_delta_
 from .files.delta import save_delta as save_delta
 from .finetune.adamr import AdamR as AdamR
-from .finetune.lora import Adapters as Adapters
+from .finetune.adapters import Adapters as Adapters
+from .finetune.adapters import adapt_ as adapt_
 from .finetune.lora import LoRA as LoRA
-from .finetune.lora import adapt_ as adapt_
 from .finetune.perp import PERP as PERP
 from .finetune.perp_blocks import PERPBlocks as PERPBlocks
 from .finetune.s2ft import S2FT as S2FT

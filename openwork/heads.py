@@ -129,6 +129,9 @@ class _Product:
     def outputs(self) -> int:
         return self.weight.shape[1 - self.axis]
 
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
 
 class _Asking(TorchFunctionMode):
     """A run in which one layer makes a pattern, and all others make noise.
@@ -196,17 +199,19 @@ class _Questions:
             outputs = self._run()
         return asking.read, [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
 
-    def values(self, maker: _Product, reader: int, rows: slice) -> tuple[Head, ...] | None:
-        """The heads between two layers, or None where there is more between them, or something else reads the values."""
+    def values(self, maker: _Product, rows: slice) -> tuple[_Product, tuple[Head, ...]] | None:
+        """The layer that reads what heads make of some outputs of ``maker``, and the heads; None where something else reads them
+        too, or where there is more between them than heads.
+        """
         count = len(range(*rows.indices(maker.outputs)))
         a, b = torch.ones(count), 1 + torch.rand(count, generator=torch.Generator().manual_seed(2))
         (plain, out), (other, out_other) = self.ask(maker, rows, a), self.ask(maker, rows, b)
         if len(plain) != len(other) or len(plain) != len(self.products):
             return None
-        elsewhere = [(x, y) for i, (x, y) in enumerate(zip(plain, other, strict=True)) if i != reader]
-        elsewhere += list(zip(out, out_other, strict=True))
-        if not all(torch.equal(x, y) for x, y in elsewhere):
+        moved = [i for i, (x, y) in enumerate(zip(plain, other, strict=True)) if not torch.equal(x, y)]
+        if len(moved) != 1 or not all(torch.equal(x, y) for x, y in zip(out, out_other, strict=True)):
             return None
+        (reader,) = moved
         mixture = _rows(plain[reader])
         precise = 1e-4 if self.products[reader].weight.dtype in (torch.float32, torch.float64) else 0.05
         if (factor := _factors(mixture, _rows(other[reader]), precise)) is None:
@@ -224,12 +229,13 @@ class _Questions:
             return None
         if not torch.allclose(factor, b.double()[channel], rtol=precise):
             return None
-        return _heads(mixture, channel, range(*rows.indices(maker.outputs)).start, precise)
+        heads = _heads(mixture, channel, range(*rows.indices(maker.outputs)).start, precise)
+        return None if heads is None else (self.products[reader], heads)
 
 
 def _rows(x: Tensor) -> Tensor:
     """``[tokens, channels]``, in a precision in which squares can be added."""
-    return x.reshape(-1, x.shape[-1]).double()
+    return x.reshape(-1, x.shape[-1]).cpu().double()
 
 
 def _factors(plain: Tensor, other: Tensor, precise: float) -> Tensor | None:
@@ -260,16 +266,17 @@ def _heads(mixture: Tensor, channel: Tensor, first: int, precise: float) -> tupl
     return tuple(sorted(heads, key=lambda head: int(head.rows[0])))
 
 
-def _candidates(products: Sequence[_Product]) -> Iterator[tuple[_Product, int, slice]]:
-    """Layers that may make values, what may read them, and which of the maker's outputs they may be: all, or those that are left
-    when there are queries for every input of the reader and as many keys as values before them.
+def _candidates(products: Sequence[_Product]) -> Iterator[tuple[_Product, slice]]:
+    """Layers that may make values, and which of their outputs: all, or those that are left when there are queries for every input
+    of some layer and as many keys as values before them.
     """
     for i, maker in enumerate(products):
-        for j, reader in enumerate(products[i + 1 :], start=i + 1):
-            if reader.inputs % maker.outputs == 0:
-                yield maker, j, slice(None)
-            elif (count := (maker.outputs - reader.inputs) // 2) > 0 and reader.inputs % count == 0:
-                yield maker, j, slice(maker.outputs - count, None)
+        widths = {later.inputs for later in products[i + 1 :]}
+        if any(inputs % maker.outputs == 0 for inputs in widths):
+            yield maker, slice(None)
+        for inputs in sorted(widths):
+            if (count := (maker.outputs - inputs) // 2) > 0 and inputs % count == 0:
+                yield maker, slice(maker.outputs - count, None)
 
 
 def values(module: nn.Module, run: Callable[[], Any], exclude: Sequence[str] = ()) -> list[Values]:
@@ -277,26 +284,27 @@ def values(module: nn.Module, run: Callable[[], Any], exclude: Sequence[str] = (
 
     Args:
         module: in evaluation mode; not changed.
-        run: calls it on some input of several tokens, and returns all that it returns. Called about six times for each pair of
-            layers that may be an attention's.
+        run: calls it on some input of several tokens, and returns all that it returns. Called twice or four times for each linear
+            layer, and a few times more for each attention.
         exclude: names of weights that are known to make something else.
     """
     questions, found = _Questions(module, run), list[Values]()
     taken: set[str] = set()
     names = {id(p): name for name, p in module.named_parameters()}
-    for maker, j, rows in _candidates(questions.products):
-        reader = questions.products[j]
-        parameters = [p for p in (maker.weight, maker.bias, reader.weight) if p is not None]
-        if {maker.name, reader.name} & (taken | set(exclude)) or any(
-            questions.uses[id(p)] != 1 for p in parameters
-        ):
+    used_once = {
+        p.name for p in questions.products if all(questions.uses[id(q)] == 1 for q in p.parameters())
+    }
+    free = used_once - set(exclude)
+    for maker, rows in _candidates(questions.products):
+        if maker.name not in free - taken:
             continue
-        heads = questions.values(maker, j, rows)
-        if heads is None or max(head.rows.numel() for head in heads) < 2:
+        if (found_heads := questions.values(maker, rows)) is None:
+            continue
+        reader, heads = found_heads
+        if reader.name not in free - taken or max(head.rows.numel() for head in heads) < 2:
             continue
         taken |= {maker.name, reader.name}
-        axis = 1 - maker.axis
-        makers = [Maker(maker.name, maker.weight, axis)]
+        makers = [Maker(maker.name, maker.weight, 1 - maker.axis)]
         if maker.bias is not None:
             makers.append(Maker(names[id(maker.bias)], maker.bias, 0))
         found.append(

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.method import method
 from openwork.patterns import NM
 

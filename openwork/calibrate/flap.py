@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.method import method
 from openwork.patterns import Pattern
 

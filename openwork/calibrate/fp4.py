@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.layouts.rounded import RoundedInputLinear, rounded_inputs
 from openwork.method import method
 from openwork.quantization import FloatGrid, Quantized, formats, nearest

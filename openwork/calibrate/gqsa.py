@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from openwork.calibrator.contract import Layer, Solution
+from openwork.calibrator.layer import Layer, Solution
 from openwork.calibrator.quantizing import Quantizing, quantized_solution
 from openwork.method import method
 from openwork.patterns import Pattern

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.method import method
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openwork.calibrator.contract import Layer, Solution
+from openwork.calibrator.layer import Layer, Solution
 from openwork.calibrator.quantizing import Quantizing, quantized_solution
 from openwork.method import method
 from openwork.quantization import nearest

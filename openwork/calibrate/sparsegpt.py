@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from openwork.allocation import exact_counts
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.calibrator.quantizing import quantized_solution
 from openwork.method import method
 from openwork.patterns import FanIn, Groups, Pattern

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openwork.calibrate.gptq import by_importance, ordered_factor
-from openwork.calibrator.contract import Layer, Solution
+from openwork.calibrator.layer import Layer, Solution
 from openwork.calibrator.quantizing import Quantizing, quantized_solution
 from openwork.layouts.csr import CSR
 from openwork.layouts.outliers import Outliers

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.quantization import Grid, Group, Quantized
 from openwork.quantization.grouped import groups_of
 from openwork.quantization.named import grid

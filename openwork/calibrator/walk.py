@@ -12,24 +12,22 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from openwork.blocks import stacks
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.checkpoint import Checkpoint
-from openwork.calibrator.collection import Collection, Parted, Wanted
+from openwork.calibrator.collection import Collection, Wanted
 from openwork.calibrator.contract import BlockCalibrated, Calibrated, Stage
+from openwork.calibrator.measuring import collected, inside, measured
 from openwork.calibrator.planning import beginning, left_dense, measuring, planned
 from openwork.calibrator.report import Calibration
 from openwork.calibrator.stream import Stream
 from openwork.calibrator.undo import Undo, all_or_nothing, at_rest
 from openwork.calibrator.workshop import Workshop
-from openwork.layer_allocation import LayerAllocation, Seen
 from openwork.matrices import Matrix, matrices
 from openwork.plan import Plan
 from openwork.progress import phase
@@ -163,10 +161,10 @@ class _Walk:
     def _block(
         self, index: int, name: str, block: nn.Module, stream: Stream, second: Stream | None, shop: Workshop
     ) -> None:
-        layers = _inside(block, self.layers)
+        layers = inside(block, self.layers)
         targets = None if second is None else second.advance(keep=True)
-        inside = {id(p) for p in block.parameters()}
-        beside = [w for w in self.beside if id(w.parameter) in inside]
+        own = {id(p) for p in block.parameters()}
+        beside = [w for w in self.beside if id(w.parameter) in own]
         if not layers and not beside:
             return
         self.undo.remember(block)
@@ -190,19 +188,19 @@ class _Walk:
             return
         before = len(shop.lines)
         whole = any(isinstance(stage, BlockCalibrated) for stage in self.stages)
-        collected, outputs = self._collect(block, layers, stream, self.wanted, keep=whole and targets is None)
-        shop.open(layers, collected)
+        statistics, outputs = self._collect(block, layers, stream, keep=whole and targets is None)
+        shop.open(layers, statistics)
         for some in _runs(self.stages):
             stage = self.stages[some[0]]
             if isinstance(stage, BlockCalibrated):
                 shop.work_on_block(some[0], name, block, layers, stream, targets or outputs, self.batches)
                 if stage.exact:
-                    collected, outputs = self._collect(block, layers, stream, self.wanted, keep=bool(outputs))
-                    shop.open(layers, collected)
+                    statistics, outputs = self._collect(block, layers, stream, keep=bool(outputs))
+                    shop.open(layers, statistics)
                 continue
-            for number, group in enumerate(collected.sequence() if self.true_sequential else [layers]):
+            for number, group in enumerate(statistics.sequence() if self.true_sequential else [layers]):
                 if self.true_sequential and (number or some[0]):
-                    again, _ = self._collect(block, group, stream, self.wanted, keep=False)
+                    again, _ = self._collect(block, group, stream, keep=False)
                     shop.refresh(group, again)
                 for i in some:
                     shop.work(i, group)
@@ -211,52 +209,15 @@ class _Walk:
             self.checkpoint.save(index, block, layers, shop, before)
 
     def _collect(
-        self, block: nn.Module, layers: Sequence[Matrix], stream: Stream, wanted: Wanted, *, keep: bool
+        self, block: nn.Module, layers: Sequence[Matrix], stream: Stream, *, keep: bool
     ) -> tuple[Collection, list[Tensor]]:
-        """Run a block as it is on all batches; returns the statistics of its layers and, to ``keep``, its outputs."""
-        apart: frozenset[str] = frozenset()
-        while True:
-            collection, outputs = Collection(layers, wanted, apart), []
-            try:
-                for b in range(len(stream)):
-                    call = stream.call(b)
-                    output = collection.run(b, self.batches.tokens(b), partial(call.run, block))
-                    if keep:
-                        outputs.append(output)
-                return collection, outputs
-            except Parted as found:
-                apart |= found.names
+        return collected(block, layers, stream, self.batches, self.wanted, keep=keep)
 
     def _plan(self, stage: Stage) -> Plan:
-        rule = measuring(stage)
-        measures = None if rule is None else self._measures(stage, rule)
-        return planned(self.model, stage, self.dense, measures)
-
-    def _measures(self, stage: Stage, rule: LayerAllocation) -> dict[str, Tensor]:
-        """What an allocation makes of each parameter, from one pass through the dense model."""
-        rows = planned(self.model, replace(stage, allocation="uniform"), self.dense).sparse
-        layers = [m for row in rows if not row.fixed for m in matrices(row.weight)]
-        found: dict[str, list[Tensor]] = {}
-        wanted = Wanted(samples=rule.samples)
-        with phase("measuring layers", self.depth) as progress:
-            for stack in self.stacks:
-                with closing(
-                    Stream(self.model, list(stack.blocks.values()), self.batches, self.offload)
-                ) as stream:
-                    for block in stack.blocks.values():
-                        inside = _inside(block, layers)
-                        collected, _ = self._collect(block, inside, stream, wanted, keep=False)
-                        seen = [Seen(m.matrix(m.weight.parameter.detach()), collected[m]) for m in inside]
-                        for m, number in zip(inside, rule.measure(seen) if seen else [], strict=True):
-                            found.setdefault(m.weight.name, []).append(torch.as_tensor(number))
-                        stream.advance()
-                        progress.advance()
-        return {name: torch.stack(numbers).mean(0) for name, numbers in found.items()}
-
-
-def _inside(block: nn.Module, layers: Sequence[Matrix]) -> list[Matrix]:
-    parameters = {id(p) for p in block.parameters()}
-    return [m for m in layers if id(m.weight.parameter) in parameters]
+        rule, found = measuring(stage), None
+        if rule is not None:
+            found = measured(self.model, stage, rule, self.stacks, self.dense, self.batches, self.offload)
+        return planned(self.model, stage, self.dense, found)
 
 
 def _runs(stages: Sequence[Stage]) -> list[list[int]]:

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from openwork.calibrator.batches import Batches
 from openwork.calibrator.collection import Collection
-from openwork.calibrator.contract import (
-    Block,
-    BlockCalibrated,
-    Calibrated,
-    Layer,
-    Solution,
-    Stage,
-    zeros_stay,
-)
+from openwork.calibrator.contract import Block, BlockCalibrated, Calibrated, Stage, zeros_stay
+from openwork.calibrator.layer import Layer, Solution
 from openwork.calibrator.planning import share
 from openwork.calibrator.report import Line
 from openwork.calibrator.stream import Stream

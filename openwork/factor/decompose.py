@@ -25,15 +25,15 @@ from openwork.restructuring import Restructuring
 class Decompose(Restructuring):
     """Replace linear layers and convolutions by two of them, through the singular values that are worth keeping.
 
-    ============  ======================================================  ===========================
-    form          the two layers, of rank ``k``                           weights
-    ============  ======================================================  ===========================
-    linear        ``in -> k -> out``                                      ``k (in + out)``
-    ``channel``   ``kh x kw`` to ``k`` channels, then ``1 x 1``           ``k (in kh kw + out)``
-    ``spatial``   ``kh x 1`` to ``k`` channels, then ``1 x kw``           ``k (in kh + out kw)``
-    ``decoupled`` ``1 x 1`` to ``k`` channels for each output,            ``k out (in + kh kw)``
-                  then ``kh x kw`` in groups of these
-    ============  ======================================================  ===========================
+    =============  ======================================================  ===========================
+    form           the two layers, of rank ``k``                           weights
+    =============  ======================================================  ===========================
+    linear         ``in -> k -> out``                                      ``k (in + out)``
+    ``channel``    ``kh x kw`` to ``k`` channels, then ``1 x 1``           ``k (in kh kw + out)``
+    ``spatial``    ``kh x 1`` to ``k`` channels, then ``1 x kw``           ``k (in kh + out kw)``
+    ``decoupled``  ``1 x 1`` to ``k`` channels for each output,            ``k out (in + kh kw)``
+                   then ``kh x kw`` in groups of these
+    =============  ======================================================  ===========================
 
     The arithmetic is in that proportion. A network trained for it (:class:`openwork.TRP`) loses next to nothing, another one
     may collapse. A layer whose two halves would have as many weights stays.

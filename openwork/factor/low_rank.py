@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from openwork.calibrator.contract import Calibrated, Layer, Solution
+from openwork.calibrator.contract import Calibrated
+from openwork.calibrator.layer import Layer, Solution
 from openwork.calibrator.walk import calibrate_
 from openwork.factor.ranks import Spectrum, allocated, uniform_rank
 from openwork.factorization import Factors, break_even, mimicking, mimicking_bias, truncated, whitened

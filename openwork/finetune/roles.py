@@ -61,12 +61,18 @@ def units_of(model: nn.Module, weight: Weight, role: str, head: int | None) -> t
         ``[units, width]``.
 
     Raises:
-        ValueError: nothing says how wide a head is, or the matrix has no whole number of them.
+        ValueError: nothing says how wide a head is, the matrix has no whole number of them, or nothing says which of its rows are
+            meant.
     """
     inputs = role in ("down", "out")
     axis = _axis(weight, inputs)
     size = weight.parameter.shape[axis]
     if role == "up" and fnmatchcase(weight.name, GATED):
+        if _inputs_first(weight):
+            raise ValueError(
+                f"{weight.name} holds its experts inputs first, with gates and what they gate in turns for some models and one "
+                "after the other for others: leave the role out"
+            )
         return axis, inputs, torch.arange(size // 2, size)[:, None]
     if role in ("down", "up"):
         return axis, inputs, torch.arange(size)[:, None]
@@ -134,8 +140,13 @@ def _head(model: nn.Module, weight: Weight) -> int:
 def _axis(weight: Weight, inputs: bool) -> int:
     """The axis of the parameter that inputs or outputs lie along; of a fused weight, those of every expert."""
     if weight.parameter.dim() == 3 and len(weight.shape) == 2:
-        return 2 if inputs else 1
+        return 2 if inputs != _inputs_first(weight) else 1
     return int(inputs != weight.transposed)
+
+
+def _inputs_first(weight: Weight) -> bool:
+    """Whether the experts of a fused weight are held ``[in, out]`` each."""
+    return bool(getattr(weight.module, "is_transposed", False))
 
 
 def _of_attention(model: nn.Module, weight: Weight) -> int | None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openwork.finetune.lora import Adapters, Kind, LoRA, adapt_
+from openwork.finetune.adapters import Adapters, adapt_
+from openwork.finetune.lora import Kind, LoRA
 from openwork.weights import prunable
 
 PLAIN = ("bias", "norm")

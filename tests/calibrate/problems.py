@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openwork.calibrator.contract import Layer
+from openwork.calibrator.layer import Layer
 from openwork.patterns import Unstructured
 from openwork.statistics import Statistics
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from openwork.calibrate.lorc import LoRC
 from openwork.calibrate.rtn import RTN
-from openwork.calibrator.contract import Layer
+from openwork.calibrator.layer import Layer
 from openwork.layouts.low_rank import CompensatedLinear
 from tests.calibrate.problems import layer, output_error
 

@@ -10,7 +10,7 @@ from openwork.calibrate.gptq import GPTQ
 from openwork.calibrate.rtn import RTN
 from openwork.calibrate.sparsegpt import SparseGPT
 from openwork.calibrate.spqr import SpQR, bits_per_weight
-from openwork.calibrator.contract import Layer
+from openwork.calibrator.layer import Layer
 from openwork.calibrator.quantizing import Quantizing
 from openwork.layouts.csr import CSR
 from openwork.patterns import pattern

@@ -153,6 +153,21 @@ def test_a_gate_and_what_it_gates_in_one_matrix():
         assert up.tolist() == (40 + down).tolist()  # the half that is gated
 
 
+def test_experts_that_are_held_inputs_first():
+    part = thaw_(mixtral_transposed(), S2FT(shares={"down": 0.25}))
+    index = part.weights["model.layers.0.mlp.experts.down_proj"].part
+    assert index.axis == 1  # where such experts have their inputs
+    with pytest.raises(ValueError, match="gate_up_proj holds its experts inputs first"):
+        thaw_(mixtral_transposed(), S2FT(shares={"up": 0.25}))
+
+
+def mixtral_transposed():
+    model = mixtral()
+    for layer in model.model.layers:
+        layer.mlp.experts.is_transposed = True
+    return model
+
+
 def test_fused_matrices_that_nobody_can_take_apart():
     attention = nn.ModuleDict({"c_attn": nn.Linear(12, 36), "other": nn.Linear(12, 12)})
     model = nn.ModuleDict({"h": nn.ModuleDict({"attn": attention})})
