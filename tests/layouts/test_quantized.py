@@ -117,6 +117,20 @@ def test_hostile_groups_are_refused(recipe: str, group: int) -> None:
     assert torch.equal(layer.weight, before)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("name", ["scale", "zero"])
+def test_scales_that_make_no_finite_weights_are_refused(name: str, wrong: float) -> None:
+    layer = QuantizedLinear(nearest(torch.randn(5, 32), IntegerGrid(4, zero="real"), 16))
+    state, before = layer.state_dict(), layer.weight
+    changed = dict(state) | {name: state[name].clone()}
+    changed[name][1, 0] = wrong
+    if wrong == 3e38 and name == "zero":
+        changed["scale"] = torch.full_like(state["scale"], 2.0)
+    with pytest.raises((ValueError, RuntimeError), match=r"not be finite|not finite"):
+        layer.load_state_dict(changed)
+    assert torch.equal(layer.weight, before)
+
+
 def test_weights_that_changed_since_are_refused() -> None:
     small, found = quantised("rtn")
     with torch.no_grad():
