@@ -17,7 +17,7 @@ from openwork.kernels import native, reference
 from openwork.kernels.blocked import size_of
 from openwork.kernels.conv import check_conv
 from openwork.kernels.conv_operators import convolution_of, numbers_of
-from openwork.kernels.conv_product import SHARING, Bound, aligned
+from openwork.kernels.conv_product import SHARING, Bound, HeldConv, aligned
 from openwork.kernels.groups import Groups
 from openwork.kernels.planes import Convolution, Geometry, geometry
 from openwork.kernels.products import ACTIVATIONS
@@ -35,7 +35,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class BlockConv:
+class BlockConv(HeldConv):
     """A convolution with weights that no longer change, in blocks of output channels; made by `freeze_blocks`.
 
     Attributes:
@@ -62,19 +62,6 @@ class BlockConv:
             self.places[key] = table[column.long()]
         return [bounds, self.places[key], weight, first]
 
-    def into(
-        self,
-        x: Tensor,
-        y: Tensor,
-        images: int,
-        bias: Tensor | None = None,
-        carried: Tensor | None = None,
-        activation: str = "none",
-    ) -> None:
-        """As `frozen_conv.FrozenConv.into`."""
-        laid = self._laid(x, y)
-        self.bind(aligned(x, laid), y, images, bias, carried, activation)()
-
     def bind(
         self,
         x: Tensor,
@@ -84,14 +71,15 @@ class BlockConv:
         carried: Tensor | None = None,
         activation: str = "none",
     ) -> Bound:
-        """As `frozen_conv.FrozenConv.bind`."""
+        """As `HeldConv.bind`."""
         arrays = self.arrays_for(size_of(x), blocked=x.dim() == 5 or y.dim() == 5)
         groups = self.groups
         return _bound(
-            x, y, images, self._laid(x, y), arrays, groups.height, groups.blocks, bias, carried, activation
+            x, y, images, self.laid(x, y), arrays, groups.height, groups.blocks, bias, carried, activation
         )
 
-    def _laid(self, x: Tensor, y: Tensor) -> Geometry:
+    def laid(self, x: Tensor, y: Tensor) -> Geometry:
+        """As `HeldConv.laid`."""
         blocked = x.dim() == 5 or y.dim() == 5
         return geometry(self.convolution, size_of(x), grouped=self.grouped, blocked=blocked)
 

@@ -6,6 +6,7 @@ Nothing is checked here, so nothing may arrive unchecked: shapes by `conv.check_
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -99,6 +100,49 @@ class Bound:
     def __call__(self) -> None:
         """Compute."""
         self.kernel(*self.arguments)
+
+
+class HeldConv(ABC):
+    """A convolution with weights that no longer change, in a form that a kernel reads."""
+
+    @abstractmethod
+    def laid(self, x: Tensor, y: Tensor) -> Geometry:
+        """How the kernel sees such images."""
+
+    @abstractmethod
+    def bind(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> Bound:
+        """What :meth:`into` calls, to be called again: x is aligned to 64 bytes, as new tensors are."""
+
+    def into(
+        self,
+        x: Tensor,
+        y: Tensor,
+        images: int,
+        bias: Tensor | None = None,
+        carried: Tensor | None = None,
+        activation: str = "none",
+    ) -> None:
+        """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
+
+        Nothing is checked: shapes were when the network was packed.
+
+        Args:
+            x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side here.
+            y: overwritten; [images, out, rows, columns] or in blocks, as x.
+            images: how many there are.
+            bias: [out].
+            carried: like y, and may be y: a shortcut around the convolution.
+            activation: one of `products.ACTIVATIONS`.
+        """
+        self.bind(aligned(x, self.laid(x, y)), y, images, bias, carried, activation)()
 
 
 def bound_product(

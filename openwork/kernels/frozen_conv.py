@@ -15,7 +15,7 @@ from openwork.kernels import native, reference
 from openwork.kernels.blocked import size_of
 from openwork.kernels.conv import PreparedConv, check_conv
 from openwork.kernels.conv_operators import convolution_of, numbers_of
-from openwork.kernels.conv_product import Bound, aligned, bound_product, multiply
+from openwork.kernels.conv_product import Bound, HeldConv, bound_product, multiply
 from openwork.kernels.planes import Geometry, geometry
 
 _library = torch.library.Library("openwork", "FRAGMENT")
@@ -27,7 +27,7 @@ _library.define(
 
 
 @dataclass(frozen=True, eq=False)
-class FrozenConv:
+class FrozenConv(HeldConv):
     """A convolution with weights that no longer change; made by `freeze_conv`.
 
     Attributes:
@@ -50,30 +50,6 @@ class FrozenConv:
             self.words[key] = _woven(self, size, blocked)
         return self.words[key]
 
-    def into(
-        self,
-        x: Tensor,
-        y: Tensor,
-        images: int,
-        bias: Tensor | None = None,
-        carried: Tensor | None = None,
-        activation: str = "none",
-    ) -> None:
-        """`y = activation(conv(x, W) + bias + carried)` into memory that is there already: what whole networks run.
-
-        Nothing is checked: shapes were when the network was packed.
-
-        Args:
-            x: [images, in, rows, columns], or in blocks (`blocked.block`) if images lie side by side here.
-            y: overwritten; [images, out, rows, columns] or in blocks, as x.
-            images: how many there are.
-            bias: [out].
-            carried: like y, and may be y: a shortcut around the convolution.
-            activation: one of `linear.ACTIVATIONS`.
-        """
-        laid = self._laid(x, y)
-        self.bind(aligned(x, laid), y, images, bias, carried, activation)()
-
     def bind(
         self,
         x: Tensor,
@@ -83,15 +59,16 @@ class FrozenConv:
         carried: Tensor | None = None,
         activation: str = "none",
     ) -> Bound:
-        """What `into` calls, to be called again: x is aligned to 64 bytes, as new tensors are."""
-        laid, blocked = self._laid(x, y), x.dim() == 5 or y.dim() == 5
+        """As `HeldConv.bind`."""
+        laid, blocked = self.laid(x, y), x.dim() == 5 or y.dim() == 5
         words = self.words_for(size_of(x), blocked=blocked)
         walk = self.prepared.walk
         return bound_product(
             x, y, images, laid, walk, words=words, bias=bias, carried=carried, activation=activation
         )
 
-    def _laid(self, x: Tensor, y: Tensor) -> Geometry:
+    def laid(self, x: Tensor, y: Tensor) -> Geometry:
+        """As `HeldConv.laid`."""
         blocked = x.dim() == 5 or y.dim() == 5
         return geometry(self.prepared.convolution, size_of(x), grouped=self.grouped, blocked=blocked)
 
