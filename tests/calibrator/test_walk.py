@@ -91,10 +91,10 @@ def test_what_is_shared_is_summed_once_and_factorised_once(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "addmm_", lambda s, a, b, **k: products.append(tuple(s.shape)) or add(s, a, b, **k)
     )
-    from openwork.calibrator import contract
+    from openwork.calibrator import layer
 
-    factorise = contract.inverse_factor
-    monkeypatch.setattr(contract, "inverse_factor", lambda *a: factors.append(1) or factorise(*a))
+    factorise = layer.inverse_factor
+    monkeypatch.setattr(layer, "inverse_factor", lambda *a: factors.append(1) or factorise(*a))
     ow.sparsify_(model, ow.ColumnSweep(), data=[torch.randn(9, 6) for _ in range(3)])
     grams = [shape for shape in products if shape == (6, 6)]
     assert len(factors) == 2 * 4
