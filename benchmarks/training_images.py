@@ -1,8 +1,8 @@
 """Is a training step of a sparse ResNet-20 faster than the best dense one on this machine?
 
-A step is zero_grad, forward, cross entropy, backward and SGD with momentum on 128 random images of 32 x 32. Contenders take turns:
-the dense network with channels first and last, the stored one, and each of them compiled by torch.compile, which fuses the batch
-norms and ReLUs that take half of a step.
+A step is zero_grad, forward, cross entropy, backward and SGD with momentum on 128 random images of 32 x 32. Contenders take
+turns: the dense network with channels first and last, the stored one, and each of them compiled by torch.compile, which fuses the
+batch norms and ReLUs that take half of a step.
 
     python benchmarks/training_images.py [--sparsity 0.95] [--batch 128] [--seconds 20] [--threads 2]
 """
