@@ -22,6 +22,7 @@ from openwork.layouts.layer import SparseLayer
 from openwork.layouts.stored import matrix
 from openwork.layouts.structured import StructuredLinear
 from openwork.plan import Row, plan
+from openwork.plan.globs import require_several
 from openwork.sparsifier import Training
 from openwork.weights import Weight, prunable
 
@@ -96,6 +97,7 @@ def _started(row: Row, method: Training) -> SparseLayer[Any]:
 
 def _held_whole(globs: Sequence[str], candidates: Mapping[str, Weight]) -> dict[str, SparseLayer[Any]]:
     """The layers that keep all their connections."""
+    require_several("whole", globs)
     found = {}
     for glob in globs:
         names = [name for name in candidates if fnmatchcase(name, glob)]

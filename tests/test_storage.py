@@ -110,6 +110,15 @@ def test_what_cannot_be_held_whole_is_told_and_nothing_changed():
     assert not any(isinstance(m, SparseLayer) for m in model)
 
 
+def test_one_string_is_not_several_globs():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(
+        ValueError, match=r"whole is a tuple of globs, got the string '2\.\*': write whole=\('2\.\*',\)"
+    ):
+        to_sparse_(model, StaticRandom(sparsity=0.8, exclude=("2.*",)), whole="2.*")
+    assert type(model[0]) is nn.Linear
+
+
 def test_modes_and_flags_move_along():
     model = network().eval()
     model[4].weight.requires_grad_(False)

@@ -30,17 +30,10 @@ def multiply(
 ) -> Tensor:
     """The native kernel: [images, *shape], with the weights as values or as a woven stream."""
     y = x.new_empty(x.shape[0], *shape)
-    multiply_into(
-        x.contiguous(),
-        y,
-        x.shape[0],
-        laid,
-        walk,
-        values=values,
-        words=words,
-        bias=bias,
-        activation=activation,
-    )
+    x = aligned(x.contiguous(), laid)
+    bound_product(
+        x, y, x.shape[0], laid, walk, values=values, words=words, bias=bias, activation=activation
+    )()
     return y
 
 
@@ -49,38 +42,6 @@ LINE = 64
 
 SHARING = 8
 """How much more work than elsewhere is worth sharing: threads that share an image wait for each other three times."""
-
-
-def multiply_into(
-    x: Tensor,
-    y: Tensor,
-    images: int,
-    laid: Geometry,
-    walk: list[Tensor],
-    *,
-    values: Tensor | None = None,
-    words: Tensor | None = None,
-    bias: Tensor | None = None,
-    carried: Tensor | None = None,
-    activation: str = "none",
-) -> None:
-    """The same into a `y` that is there already, plus `carried`, which may be `y` itself. All are contiguous.
-
-    x is [images, channels, rows, columns], or in blocks of 16 images (`openwork.kernels.blocked`) where the
-    geometry is grouped; y as well, and carried is like y.
-    """
-    bound_product(
-        aligned(x, laid),
-        y,
-        images,
-        laid,
-        walk,
-        values=values,
-        words=words,
-        bias=bias,
-        carried=carried,
-        activation=activation,
-    )()
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +119,11 @@ def bound_product(
     carried: Tensor | None = None,
     activation: str = "none",
 ) -> Bound:
-    """What `multiply_into` calls, for an x that is `aligned`."""
+    """The native kernel into a `y` that is there already, plus `carried`, which may be `y` itself. All are contiguous.
+
+    x is [images, channels, rows, columns] and `aligned`, or in blocks of 16 images (`openwork.kernels.blocked`) where the
+    geometry is grouped; y as well, and carried is like y.
+    """
     col, runs, buckets, parts, *permutation = walk
     values = None if values is None else values.contiguous()
     bias = None if bias is None else bias.contiguous()

@@ -23,14 +23,19 @@ def override(method: Method, name: str) -> float | None:
     return found
 
 
+def require_several(option: str, globs: object) -> None:
+    """Raise ValueError if the globs of an option are one string: its letters would be taken for globs."""
+    if isinstance(globs, str):
+        raise ValueError(
+            f"{option} is a tuple of globs, got the string {globs!r}: write {option}=({globs!r},)"
+        )
+
+
 def must_match(method: Method, names: list[str]) -> None:
     """Raise ValueError unless every glob of the method names a parameter."""
     for option in ("include", "exclude", "overrides"):
         globs = getattr(method, option)
-        if isinstance(globs, str):
-            raise ValueError(
-                f"{option} is a tuple of globs, got the string {globs!r}: write {option}=({globs!r},)"
-            )
+        require_several(option, globs)
         for glob in globs:
             if not any(fnmatchcase(name, glob) for name in names):
                 near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
