@@ -28,3 +28,10 @@ def test_a_dict_of_arguments_will_do():
     expected = model(x=x)
     assert len(ow.pack_(model, {"x": x}, seconds=0.01, cache=False)) == 1
     torch.testing.assert_close(model(x=x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch_measures_nothing():
+    model = nn.Sequential(nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=r"or on no samples: there is nothing to pack\. Pass a batch"):
+        ow.pack_(model, torch.randn(0, 8))
+    assert type(model[0]) is nn.Linear
