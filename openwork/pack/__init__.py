@@ -90,8 +90,8 @@ def pack_(
     expected, uses = observed(model, example_inputs)
     if not uses:
         raise ValueError(
-            "the model calls no nn.Linear, nn.Conv2d or Conv1D on the example inputs, or on no samples: there is nothing to pack. "
-            "Pass a batch as the model will see it."
+            "the model calls no nn.Linear, nn.Conv2d or Conv1D on the example inputs, or on no samples: there is nothing to "
+            "pack. Pass a batch as the model will see it."
         )
     samples = samples_of(example_inputs)
     memory = Memory() if cache else None
